@@ -1,0 +1,1 @@
+"""Pilot Protocol node on Trio."""

@@ -1,0 +1,10 @@
+"""The daemon: Trio shells that tie the pure strata to sockets, tasks and files.
+
+- `node`: builds the parts and owns the nursery; start and stop order; no logic.
+- `ipc`, `outbound`: the IPC server; one nursery per client, a reader and a writer joined by a channel.
+- `dispatch`: what a command handler is and what it may do with its client.
+- `commands/`: the handlers, one module per subject.
+- `streams`, `datagrams`: connections and datagrams behind the data commands.
+- `enrolment`, `resolver`, `state`: registration at the registry, lookups with caches, what the node knows of itself.
+- `trust`: handshakes; `events`, `webhook`: the bus and its delivery.
+"""

@@ -1,0 +1,93 @@
+"""What a command handler is, and what it may do with the client that it serves.
+
+A handler is a plain function. It gets the client and the payload and either answers at once (returns a frame), stays
+silent (returns None: fire-and-forget commands, or it sent its frames itself), or returns `Later` for the part that has to
+wait. So a command costs a task only when it has to wait for something, and registering for cancellation, say, happens
+the moment that the frame is decoded.
+
+Errors: a handler, or the awaited part of `Later`, raises `DecodeError`, `CommandError`, `DialError` or `RegistryError`;
+the text goes into the error frame unchanged. Anything else that it raises is a bug: it is logged, answered with an error
+frame, and ends that request only.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Awaitable, Callable
+from enum import Enum, auto
+from typing import Any, Final
+
+import attrs
+
+CLIENT_IN_FLIGHT_MAX: Final = 1024  # requests being worked on per client; protocol, `spec/ipc.md` §8
+
+
+class Lane(Enum):
+    """In which order a command is handled (`spec/ipc.md` §3)."""
+
+    FIFO = auto()
+    """In the reader: the next frame is not looked at before this one is done, waiting included."""
+    CONCURRENT = auto()
+    """At once if the handler can answer at once; what has to wait gets a task, at most `CLIENT_IN_FLIGHT_MAX` of them."""
+
+
+class Client(abc.ABC):
+    """One IPC client, as handlers see it."""
+
+    @property
+    @abc.abstractmethod
+    def client_id(self) -> int:
+        """Unique over the life of the daemon; for logs and as a key."""
+
+    @property
+    @abc.abstractmethod
+    def closed(self) -> bool:
+        """True once nothing can be sent any more."""
+
+    @abc.abstractmethod
+    async def send(self, frame: bytes) -> None:
+        """Queue a frame; wait while the client's queue is full (256 slots, or its byte budget).
+
+        Frames of one task leave in order; a frame is never dropped, torn or interleaved.
+
+        Raises:
+          IPCClosedError: the client is gone, or goes while this waits.
+        """
+
+    @abc.abstractmethod
+    def offer(self, frame: bytes) -> bool:
+        """Queue a frame that may be lost (a datagram); False if there was no room. Never waits, never raises."""
+
+    @abc.abstractmethod
+    def start_soon(self, task: Callable[..., Awaitable[Any]], *args: object) -> None:
+        """Run a task in this client's nursery: cancelled when the client goes. It may raise `IPCClosedError`.
+
+        Frames that the current handler returns or sends are queued before anything that the new task sends.
+        """
+
+    @abc.abstractmethod
+    def on_release(self, release: Callable[[], None]) -> None:
+        """Call `release` once, without waiting, when the client is gone; immediately if it is gone already."""
+
+
+@attrs.frozen
+class Later:
+    """The part of a request that has to wait. Its frame, if any, is the request's reply."""
+
+    run: Callable[[], Awaitable[bytes | None]]
+
+
+Handler = Callable[[Client, bytes], "bytes | Later | None"]
+
+
+@attrs.frozen
+class Route:
+    """A row of the command table: which handler, in which lane, and whether failures are answered."""
+
+    handler: Handler
+    lane: Lane = Lane.CONCURRENT
+    replies: bool = True  # False: fire-and-forget, errors are logged at debug and never sent (`spec/ipc.md` §2, rule 2)
+    error_prefix: str = ""  # put before every error text of this command (`sendto: `; `spec/ipc.md` §5.3)
+
+
+CommandTable = dict[int, Route]

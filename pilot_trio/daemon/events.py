@@ -1,0 +1,53 @@
+"""The daemon's event bus: topics to subscribers, inside the process (`spec/services.md` §7.1).
+
+Publishing never waits and never fails: a subscriber whose queue is full loses the event, and its loss is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+SUBSCRIBERS_MAX: Final = 64  # in-process parts that listen; a larger number means that one forgets to leave
+
+
+class Event(NamedTuple):
+    """One thing that happened. `data` is a JSON object, or None where the protocol sends none."""
+
+    topic: str
+    data: dict[str, Any] | None
+
+
+Listener = Callable[[Event], None]
+
+
+class EventBus:
+    """Fan-out of events to plain functions, in subscription order, in the publisher's task.
+
+    A listener must not wait; to do more, put the event into a bounded channel of your own (`send_nowait`).
+    """
+
+    def __init__(self) -> None:
+        self._listeners: dict[int, Listener] = {}
+        self._next_key = 1
+
+    def publish(self, topic: str, data: dict[str, Any] | None = None) -> None:
+        """Tell every listener. Costs next to nothing without listeners."""
+        if self._listeners:
+            event = Event(topic, data)
+            for listener in list(self._listeners.values()):
+                listener(event)
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Add a listener; the function returned removes it again."""
+        if len(self._listeners) >= SUBSCRIBERS_MAX:
+            raise RuntimeError(
+                f"{SUBSCRIBERS_MAX} listeners already: one of the parts subscribes without unsubscribing"
+            )
+        key, self._next_key = self._next_key, self._next_key + 1
+        self._listeners[key] = listener
+
+        def unsubscribe() -> None:
+            self._listeners.pop(key, None)
+
+        return unsubscribe

@@ -1,0 +1,51 @@
+"""What the node knows of itself: identity, address, names, networks. Written by enrolment and by a few commands."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+from pilot_trio.address import BACKBONE, Address, NetworkId, NodeId
+from pilot_trio.crypto.identity import Identity
+
+REFERENCE_VERSION: Final = (
+    "1.18.0"  # what Info and `register` say; clients compare it, so it names the dialect we speak
+)
+
+
+@attrs.define(eq=False)
+class NodeState:
+    """One node's view of itself. All times are `trio.current_time()` seconds."""
+
+    identity: Identity
+    started_at: float
+    persistent: bool = False  # the identity is on disk
+    node_id: NodeId = NodeId(0)  # 0 until registered
+    endpoint: str = ""  # own UDP endpoint as registered, host:port
+    beacon_addr: str = ""
+    hostname: str = ""
+    email: str = ""
+    public: bool = False
+    networks: list[NetworkId] = attrs.field(factory=list)  # joined ones, without the backbone
+    allowed_ports: dict[NetworkId, frozenset[int]] = attrs.field(factory=dict)  # empty or absent: all ports allowed
+    registry_reachable: bool = False  # the last exchange with the registry got an answer
+
+    @property
+    def registered(self) -> bool:
+        """True once the registry has given this node an id."""
+        return self.node_id != 0
+
+    def address_in(self, network: NetworkId = BACKBONE) -> Address:
+        """This node's address as seen from one network."""
+        return Address(network, self.node_id)
+
+    @property
+    def address(self) -> Address:
+        """This node's backbone address."""
+        return Address(BACKBONE, self.node_id)
+
+    def port_allowed(self, network: NetworkId, port: int) -> bool:
+        """Say whether the network's port policy admits the port (`spec/services.md` §7.3)."""
+        allowed = self.allowed_ports.get(network)
+        return not allowed or port in allowed

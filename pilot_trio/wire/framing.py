@@ -1,0 +1,66 @@
+"""Length-prefixed frames: four bytes big-endian length, then that many bytes.
+
+The IPC socket (`spec/ipc.md` §2) and the JSON registry protocol (`spec/registry.md` §2.1) both use it; they differ in
+the limit alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from pilot_trio.errors import DecodeError
+
+LENGTH: Final = struct.Struct("!I")
+IPC_FRAME_MAX: Final = 1 << 20  # bytes, command byte included; protocol, `spec/ipc.md` §2
+REGISTRY_FRAME_MAX: Final = 64 << 20  # bytes; protocol, `spec/registry.md` §2.1
+
+
+class FrameDecoder:
+    """Cut a byte stream into frames; how the bytes were chunked makes no difference.
+
+    Feed it with `feed`; take complete bodies with `next_frame` until that returns None. An announced length above
+    `limit` raises `DecodeError` as soon as its four bytes are there, after all frames before it were returned.
+    Zero-length frames are returned as `b""`; the IPC plane skips them, the registry closes on them.
+    """
+
+    __slots__ = ("_buffer", "_limit", "_offset")
+
+    def __init__(self, limit: int) -> None:
+        self._buffer = bytearray()
+        self._offset = 0  # start of the first frame not yet returned; moving it is cheaper than cutting the buffer
+        self._limit = limit
+
+    def __len__(self) -> int:
+        """Return the number of bytes held that belong to frames not yet returned."""
+        return len(self._buffer) - self._offset
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes as they came from the stream."""
+        if self._offset:
+            del self._buffer[: self._offset]
+            self._offset = 0
+        self._buffer += data
+
+    def next_frame(self) -> bytes | None:
+        """Return the next complete body, or None if more bytes are needed.
+
+        Raises:
+          DecodeError: the next frame announces more than `limit` bytes. Final: the stream cannot be resynchronised.
+        """
+        start = self._offset + 4
+        if len(self._buffer) < start:
+            return None
+        (length,) = LENGTH.unpack_from(self._buffer, self._offset)
+        if length > self._limit:
+            raise DecodeError(f"frame too large: {length} bytes (limit {self._limit})")
+        end = start + length
+        if len(self._buffer) < end:
+            return None
+        self._offset = end
+        return bytes(self._buffer[start:end])
+
+
+def encode_frame(body: bytes) -> bytes:
+    """Prefix `body` with its length."""
+    return LENGTH.pack(len(body)) + body
