@@ -1,0 +1,59 @@
+"""What an operator can choose about a rendezvous: where it listens, what it keeps, who may administer it.
+
+A plain value without I/O; `config` re-exports it and reads it from flags and files.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from pilot_trio.errors import ConfigError
+from pilot_trio.net.network import Endpoint
+
+STALE_THRESHOLD: Final = 30 * 60.0  # seconds without a heartbeat before a node's record is reaped; registry §9.1
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def _networks(value: tuple[str | IPNetwork, ...]) -> tuple[IPNetwork, ...]:
+    parsed: list[IPNetwork] = []
+    for item in value:
+        try:
+            parsed.append(ipaddress.ip_network(item))
+        except ValueError as exc:
+            raise ConfigError(f"rendezvous unlimited network {item!r}: {exc}; write for example 10.0.0.0/8") from exc
+    return tuple(parsed)
+
+
+@attrs.frozen(kw_only=True)
+class RendezvousConfig:
+    """Settings of one rendezvous. Ports may be 0: the handle of the running server says which ones were taken."""
+
+    registry: Endpoint | None = Endpoint("127.0.0.1", 9000)  # plaintext listener; None: TLS only
+    tls: Endpoint | None = None  # additional listener that speaks TLS
+    tls_certificate: Path | None = None  # PEM chain; None: a self-signed one is made and kept beside the store
+    tls_key: Path | None = None  # PEM, unencrypted; goes with `tls_certificate`
+    beacon: Endpoint | None = Endpoint("127.0.0.1", 9001)
+    beacon_advertise: str = ""  # host:port that relay-only nodes are listed under; "": the beacon's own endpoint
+    http: Endpoint | None = None  # pages for people and monitoring; None: none
+    store: Path | None = None  # database file; None: in memory, forgotten at the end
+    admin_token: str = attrs.field(default="", repr=False)  # "": administrative requests are refused
+    stale_threshold: float = attrs.field(default=STALE_THRESHOLD)  # seconds
+    unlimited: tuple[IPNetwork, ...] = attrs.field(default=(), converter=_networks)  # sources free of rate limits
+
+    @stale_threshold.validator
+    def _check_stale_threshold(self, _attribute: object, value: float) -> None:
+        if not value > 0:
+            raise ConfigError(f"rendezvous stale threshold {value!r} must be positive; write for example 1800")
+
+    def __attrs_post_init__(self) -> None:
+        if self.registry is None and self.tls is None:
+            raise ConfigError("a rendezvous needs a registry listener: give it a plaintext or a TLS endpoint")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ConfigError("a TLS certificate and its key go together: give both files or neither")
+        if self.tls_certificate is not None and self.tls is None:
+            raise ConfigError("a TLS certificate without a TLS endpoint would not be used: give the endpoint too")
