@@ -14,6 +14,8 @@ import attrs
 from pilot_trio.errors import ConfigError
 from pilot_trio.net.network import Endpoint
 
+REGISTRY_ENDPOINT: Final = Endpoint("127.0.0.1", 9000)  # the protocol's default port; registry terms
+BEACON_ENDPOINT: Final = Endpoint("127.0.0.1", 9001)  # the protocol's default port; registry terms
 STALE_THRESHOLD: Final = 30 * 60.0  # seconds without a heartbeat before a node's record is reaped; registry §9.1
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -33,11 +35,11 @@ def _networks(value: tuple[str | IPNetwork, ...]) -> tuple[IPNetwork, ...]:
 class RendezvousConfig:
     """Settings of one rendezvous. Ports may be 0: the handle of the running server says which ones were taken."""
 
-    registry: Endpoint | None = Endpoint("127.0.0.1", 9000)  # plaintext listener; None: TLS only
+    registry: Endpoint | None = REGISTRY_ENDPOINT  # plaintext listener; None: TLS only
     tls: Endpoint | None = None  # additional listener that speaks TLS
     tls_certificate: Path | None = None  # PEM chain; None: a self-signed one is made and kept beside the store
     tls_key: Path | None = None  # PEM, unencrypted; goes with `tls_certificate`
-    beacon: Endpoint | None = Endpoint("127.0.0.1", 9001)
+    beacon: Endpoint | None = BEACON_ENDPOINT
     beacon_advertise: str = ""  # host:port that relay-only nodes are listed under; "": the beacon's own endpoint
     http: Endpoint | None = None  # pages for people and monitoring; None: none
     store: Path | None = None  # database file; None: in memory, forgotten at the end
