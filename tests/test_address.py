@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,8 @@ def test_text_and_bytes_round_trip(network: int, node: int) -> None:
 @given(st.text())
 def test_any_text_is_an_address_or_a_decode_error(text: str) -> None:
     for parse in (Address.parse, SocketAddress.parse):
-        try:
+        with contextlib.suppress(DecodeError):
             parse(text)
-        except DecodeError as exc:
-            assert str(exc)
 
 
 def test_a_megabyte_of_digits_is_refused_quickly() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -85,10 +86,8 @@ def test_ports_survive_the_wire(port: int) -> None:
 @pytest.mark.parametrize("decode", DECODERS)
 @given(data=st.binary(max_size=30))
 def test_garbage_gives_a_value_or_a_decode_error(decode: Callable[[bytes], Any], data: bytes) -> None:
-    try:
+    with contextlib.suppress(DecodeError):
         decode(data)
-    except DecodeError as exc:
-        assert str(exc)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Every check of the project. `nox` runs what CI runs; `nox -l` lists the rest."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.sessions = ["lint", "typing", "trio_typing", "docs", "tests", "interop"]
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_existing_virtualenvs = True
+nox.options.default_venv_backend = "virtualenv"
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Format and lint."""
+    session.install("ruff>=0.8")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Mypy strict over everything, pyright strict over the package."""
+    session.install("-e", ".[test,lint]")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def trio_typing(session: nox.Session) -> None:
+    """Users who still have trio-typing installed can type-check programs written against us.
+
+    It shadows Trio's own inline types, so it has a session of its own and looks at a user's program, not at the package.
+    """
+    session.install("-e", ".", "mypy>=1.13", "trio-typing[mypy]>=0.10")
+    session.run("mypy", "--config-file", "tests/typing/trio_typing.ini", "tests/typing/user_program.py")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Everything that needs no foreign program, on every interpreter found."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "not interop", *session.posargs)
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """Against the real 1.18.0 programs."""
+    session.install("-e", ".[test,interop]")
+    session.run("pytest", "-m", "interop", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Branch coverage, with a floor."""
+    session.install("-e", ".[test]", "coverage[toml]>=7.6")
+    session.run("coverage", "run", "-m", "pytest", "-m", "not interop", *session.posargs)
+    session.run("coverage", "report", "--fail-under=85")
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """The Hypothesis tests with fresh randomness and many more examples."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "not interop", "--hypothesis-profile=fuzz", "--timeout=3600", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the manual; a warning is an error."""
+    session.install("-e", ".[docs]")
+    out = Path("docs", "_build")
+    shutil.rmtree(out, ignore_errors=True)
+    session.run("python", "docs/generate.py")
+    session.run("sphinx-build", "-W", "-q", "-b", "html", "docs", str(out / "html"))
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure against the real Go daemon in the same run; prints ratios."""
+    session.install("-e", ".[interop]")
+    session.run("python", "-m", "bench", *session.posargs)
