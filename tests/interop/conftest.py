@@ -1,0 +1,33 @@
+"""Fixtures for tests against the real programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pilot_trio.net.network import Endpoint
+from tests.interop.go import GoHome, GoPrograms
+
+
+@pytest.fixture(scope="session")
+def go_programs() -> GoPrograms:
+    """The real 1.18.0 programs."""
+    programs = GoPrograms.find()
+    if programs is None:
+        pytest.skip("the real programs are not installed; `pip install pilotprotocol==1.18.0` brings them")
+    return programs
+
+
+@pytest.fixture
+def make_go_home(go_programs: GoPrograms) -> Iterator[Callable[[Endpoint, Endpoint], GoHome]]:
+    """Make homes for real daemons, `make_go_home(registry, beacon)`; they are removed after the test."""
+    homes: list[GoHome] = []
+
+    def make(registry: Endpoint, beacon: Endpoint) -> GoHome:
+        homes.append(GoHome.create(go_programs, registry=registry, beacon=beacon))
+        return homes[-1]
+
+    yield make
+    for home in homes:
+        home.remove()
