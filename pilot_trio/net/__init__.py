@@ -1,5 +1,6 @@
 """Sockets, files and clocks: thin Trio shells without protocol knowledge.
 
+- `endpoint`: a host and a port (no Trio in it).
 - `network`: the seam between the package and the outside world, and its real implementation.
 - `transport`: one IPC client's byte stream, with the non-blocking send that the server's fast path needs.
 - `unix_listener`: the daemon's Unix socket: safe creation, accept, removal (`spec/ipc.md` §1).

@@ -12,7 +12,7 @@ from typing import Final
 import attrs
 
 from pilot_trio.errors import ConfigError
-from pilot_trio.net.network import Endpoint
+from pilot_trio.net.endpoint import Endpoint
 
 REGISTRY_ENDPOINT: Final = Endpoint("127.0.0.1", 9000)  # the protocol's default port; registry terms
 BEACON_ENDPOINT: Final = Endpoint("127.0.0.1", 9001)  # the protocol's default port; registry terms
