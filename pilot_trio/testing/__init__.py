@@ -1,1 +1,17 @@
-"""See the module list in the architecture page."""
+"""What you need to test programs that use this package, without a network and without waiting.
+
+- `MemoryNetwork`: TCP and UDP in memory; give it to `serve` and a whole node runs under virtual time.
+- `MemoryTransportListener`: the IPC socket in memory; `memory_stream_pair`, `memory_transport_pair`: its pieces.
+
+Everything here works with `trio.testing.MockClock(autojump_threshold=0)`.
+"""
+
+from __future__ import annotations
+
+from pilot_trio.testing.memory_network import MemoryNetwork as MemoryNetwork
+from pilot_trio.testing.memory_network import MemoryNetworkStatistics as MemoryNetworkStatistics
+from pilot_trio.testing.memory_transport import MemoryTransportListener as MemoryTransportListener
+from pilot_trio.testing.pipe import MemoryStream as MemoryStream
+from pilot_trio.testing.pipe import MemoryTransport as MemoryTransport
+from pilot_trio.testing.pipe import memory_stream_pair as memory_stream_pair
+from pilot_trio.testing.pipe import memory_transport_pair as memory_transport_pair
