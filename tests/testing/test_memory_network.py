@@ -17,7 +17,7 @@ FREE = Endpoint("127.0.0.1", 0)
 
 
 @both
-async def test_tcp_connects_carries_bytes_both_ways_and_ends(make_network: Callable[[], Network]):
+async def test_tcp_connects_carries_bytes_both_ways_and_ends(make_network: Callable[[], Network]) -> None:
     network = make_network()
     listener = await network.listen_tcp(FREE)
     assert listener.endpoint.host == "127.0.0.1"
@@ -35,7 +35,7 @@ async def test_tcp_connects_carries_bytes_both_ways_and_ends(make_network: Calla
 
 
 @both
-async def test_connecting_where_nobody_listens_is_refused(make_network: Callable[[], Network]):
+async def test_connecting_where_nobody_listens_is_refused(make_network: Callable[[], Network]) -> None:
     network = make_network()
     listener = await network.listen_tcp(FREE)
     await listener.aclose()
@@ -44,7 +44,7 @@ async def test_connecting_where_nobody_listens_is_refused(make_network: Callable
 
 
 @both
-async def test_a_taken_tcp_port_is_refused_and_free_again_after_closing(make_network: Callable[[], Network]):
+async def test_a_taken_tcp_port_is_refused_and_free_again_after_closing(make_network: Callable[[], Network]) -> None:
     network = make_network()
     first = await network.listen_tcp(FREE)
     with pytest.raises(OSError, match="in use"):
@@ -55,7 +55,7 @@ async def test_a_taken_tcp_port_is_refused_and_free_again_after_closing(make_net
 
 
 @both
-async def test_closing_a_listener_wakes_accept(make_network: Callable[[], Network]):
+async def test_closing_a_listener_wakes_accept(make_network: Callable[[], Network]) -> None:
     listener = await make_network().listen_tcp(FREE)
 
     async def expect_closed() -> None:
@@ -69,7 +69,7 @@ async def test_closing_a_listener_wakes_accept(make_network: Callable[[], Networ
 
 
 @both
-async def test_serve_listeners_works_on_it(make_network: Callable[[], Network]):
+async def test_serve_listeners_works_on_it(make_network: Callable[[], Network]) -> None:
     network = make_network()
     listener = await network.listen_tcp(FREE)
 
@@ -86,7 +86,7 @@ async def test_serve_listeners_works_on_it(make_network: Callable[[], Network]):
 
 
 @both
-async def test_udp_carries_datagrams_whole_with_their_source(make_network: Callable[[], Network]):
+async def test_udp_carries_datagrams_whole_with_their_source(make_network: Callable[[], Network]) -> None:
     network = make_network()
     left, right = await network.open_udp(FREE), await network.open_udp(FREE)
     assert left.send_nowait(b"one", right.endpoint)
@@ -98,7 +98,7 @@ async def test_udp_carries_datagrams_whole_with_their_source(make_network: Calla
 
 
 @both
-async def test_udp_to_nobody_is_lost_silently(make_network: Callable[[], Network]):
+async def test_udp_to_nobody_is_lost_silently(make_network: Callable[[], Network]) -> None:
     network = make_network()
     left, gone = await network.open_udp(FREE), await network.open_udp(FREE)
     gone.close()
@@ -107,7 +107,7 @@ async def test_udp_to_nobody_is_lost_silently(make_network: Callable[[], Network
 
 
 @both
-async def test_udp_refuses_what_no_datagram_can_carry(make_network: Callable[[], Network]):
+async def test_udp_refuses_what_no_datagram_can_carry(make_network: Callable[[], Network]) -> None:
     network = make_network()
     left = await network.open_udp(FREE)
     assert left.send_nowait(bytes(65_507), left.endpoint)
@@ -117,7 +117,7 @@ async def test_udp_refuses_what_no_datagram_can_carry(make_network: Callable[[],
 
 
 @both
-async def test_closing_a_udp_socket_wakes_receive_and_forbids_sending(make_network: Callable[[], Network]):
+async def test_closing_a_udp_socket_wakes_receive_and_forbids_sending(make_network: Callable[[], Network]) -> None:
     sock = await make_network().open_udp(FREE)
 
     async def expect_closed() -> None:
@@ -133,7 +133,7 @@ async def test_closing_a_udp_socket_wakes_receive_and_forbids_sending(make_netwo
 
 
 @both
-async def test_literals_and_localhost_resolve_to_themselves(make_network: Callable[[], Network]):
+async def test_literals_and_localhost_resolve_to_themselves(make_network: Callable[[], Network]) -> None:
     network = make_network()
     assert await network.resolve(Endpoint("127.0.0.1", 7)) == ("127.0.0.1", 7)
     assert (await network.resolve(Endpoint("localhost", 7))).port == 7
@@ -171,7 +171,7 @@ async def test_a_refused_endpoint_is_restored() -> None:
     assert network.statistics().tcp_opened == 1
 
 
-async def test_a_black_hole_hangs_until_restored(autojump_clock: trio.testing.MockClock):
+async def test_a_black_hole_hangs_until_restored(autojump_clock: trio.testing.MockClock) -> None:
     network = MemoryNetwork()
     listener = await network.listen_tcp(FREE)
     network.black_hole(listener.endpoint)

@@ -58,7 +58,7 @@ async def test_sending_stops_when_nobody_reads_and_resumes_when_somebody_does(
 
 
 @both
-async def test_the_reader_gets_what_was_sent_before_the_end(make_pair: Callable[[], Awaitable[StreamPair]]):
+async def test_the_reader_gets_what_was_sent_before_the_end(make_pair: Callable[[], Awaitable[StreamPair]]) -> None:
     left, right = await make_pair()
     await left.send_all(b"last words")
     await left.aclose()
@@ -68,7 +68,7 @@ async def test_the_reader_gets_what_was_sent_before_the_end(make_pair: Callable[
 
 
 @both
-async def test_closing_with_unread_bytes_resets_the_other_end(make_pair: Callable[[], Awaitable[StreamPair]]):
+async def test_closing_with_unread_bytes_resets_the_other_end(make_pair: Callable[[], Awaitable[StreamPair]]) -> None:
     left, right = await make_pair()
     await left.send_all(b"from left")
     await right.send_all(b"never read")
@@ -80,7 +80,7 @@ async def test_closing_with_unread_bytes_resets_the_other_end(make_pair: Callabl
 
 
 @both
-async def test_sending_to_a_closed_end_is_broken(make_pair: Callable[[], Awaitable[StreamPair]]):
+async def test_sending_to_a_closed_end_is_broken(make_pair: Callable[[], Awaitable[StreamPair]]) -> None:
     left, right = await make_pair()
     await right.aclose()
     with pytest.raises(trio.BrokenResourceError):
@@ -89,7 +89,7 @@ async def test_sending_to_a_closed_end_is_broken(make_pair: Callable[[], Awaitab
 
 
 @pytest.mark.parametrize("size, taken", [(9, 9), (10, 10), (11, 10)])
-def test_a_transport_takes_at_once_what_fits_and_no_more(size: int, taken: int):
+def test_a_transport_takes_at_once_what_fits_and_no_more(size: int, taken: int) -> None:
     left, _right = memory_transport_pair(capacity=10)
     assert left.send_nowait(bytes(size)) == taken
     assert left.unsent == taken
