@@ -19,7 +19,7 @@ ConnId = NewType("ConnId", int)
 BACKBONE: Final = NetworkId(0)  # every node is a member; `spec/transport.md` §1
 BROADCAST_NODE: Final = NodeId(0xFFFFFFFF)  # refused as an ordinary destination; `spec/transport.md` §7.3
 EPHEMERAL_FIRST: Final = 49152  # first of 16,384 ephemeral ports; `spec/transport.md` §1.1
-PORT_MAX: Final = 0xFFFF
+PORT_MAX: Final = 0xFFFF  # highest port; protocol, `spec/transport.md` §1.1
 
 _ADDRESS = struct.Struct("!HI")
 assert _ADDRESS.size == 6
