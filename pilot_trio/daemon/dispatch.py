@@ -34,6 +34,8 @@ class Lane(Enum):
 class Client(abc.ABC):
     """One IPC client, as handlers see it."""
 
+    __slots__ = ()
+
     @property
     @abc.abstractmethod
     def client_id(self) -> int:

@@ -12,6 +12,8 @@ import abc
 class Transport(abc.ABC):
     """A connected byte stream. One task may read while another writes; `close` may come from any."""
 
+    __slots__ = ()
+
     @abc.abstractmethod
     async def receive_some(self, max_bytes: int) -> bytes:
         """Return 1 to `max_bytes` bytes as soon as there are any, `b""` at end of stream.

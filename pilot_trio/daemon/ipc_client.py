@@ -1,0 +1,324 @@
+"""One IPC client: its nursery, its reader, and what happens to a request on the way from bytes to reply.
+
+`ipc` has the diagram and the accept loop, `outbound` the queue and the writer. The life of a client is `serve`, top to
+bottom; the life of a request is `_handle_frames` → `_dispatch` → (`_answer_later`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple, final
+
+import attrs
+import trio
+
+from pilot_trio.daemon.dispatch import CLIENT_IN_FLIGHT_MAX, Client, CommandTable, Lane, Later, Route
+from pilot_trio.daemon.hang_up import HangUpWatch
+from pilot_trio.daemon.outbound import FRAME_SIZE_MAX, Ending, Outbound
+from pilot_trio.errors import DecodeError, IPCClosedError, PilotError
+from pilot_trio.net.transport import Transport
+from pilot_trio.wire.framing import IPC_FRAME_MAX, FrameDecoder
+from pilot_trio.wire.ipc import encode_error
+
+READ_MAX: Final = 64 * 1024  # bytes per read; a stalled client pins one such read, a busy one saves system calls
+TURN_QUANTUM: Final = 16  # requests answered in place per client and loop turn; more would delay the other clients
+TASK_START_COST: Final = 4  # how many of those a started task counts for; a flood of dials is 4 a turn
+REPLY_BATCH_MAX: Final = (
+    64 * 1024
+)  # bytes of replies joined before they are sent; bounds what a batch of Infos can hold
+
+_INTERNAL_ERROR: Final = "internal error"  # all that a client learns of a handler's crash; the log has the rest
+
+_log = logging.getLogger("pilot_trio.ipc")
+
+
+@attrs.define(eq=False)
+class Counters:
+    """What the server counts over all its clients; never goes down."""
+
+    accepted: int = 0
+    refused: int = 0
+    cut: int = 0
+    crashes: int = 0
+    dropped_offers: int = 0
+
+
+@final
+class IPCClient(Client):
+    """One connected client. `serve` is its whole life; everything that it starts ends there."""
+
+    __slots__ = (
+        "_budget",
+        "_client_id",
+        "_commands",
+        "_counters",
+        "_decoder",
+        "_hang_ups",
+        "_idle",
+        "_limiter",
+        "_nursery",
+        "_releases",
+        "_replies",
+        "_replies_size",
+        "_transport",
+        "outbound",
+    )
+
+    def __init__(
+        self, client_id: int, transport: Transport, commands: CommandTable, counters: Counters, hang_ups: HangUpWatch
+    ) -> None:
+        self._client_id = client_id
+        self._transport = transport
+        self._commands = commands
+        self._counters = counters
+        self._hang_ups = hang_ups
+        self._decoder = FrameDecoder(IPC_FRAME_MAX)
+        self._limiter = trio.CapacityLimiter(CLIENT_IN_FLIGHT_MAX)
+        self._budget = TURN_QUANTUM  # what is left of this turn
+        self._replies: list[bytes] = []  # of this read batch, not yet sent
+        self._replies_size = 0
+        self._releases: list[Callable[[], None]] | None = []  # None once called
+        self._idle: trio.Event | None = None  # set when the last request in flight ends; made after end of input
+        self._nursery: trio.Nursery | None = None
+        self.outbound = Outbound(transport)
+
+    # --- what handlers may do (see `dispatch.Client`) ------------------------------------------------------------------
+
+    @property
+    def client_id(self) -> int:
+        return self._client_id
+
+    @property
+    def closed(self) -> bool:
+        return self.outbound.closed
+
+    async def send(self, frame: bytes) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await self.outbound.send(frame)
+
+    def offer(self, frame: bytes) -> bool:
+        taken = self.outbound.offer(frame)
+        if not taken:
+            self._counters.dropped_offers += 1
+        return taken
+
+    def start_soon(self, task: Callable[..., Awaitable[Any]], *args: object) -> None:
+        # The new task cannot run before the next await, and the reader sends its replies before each of its own: that
+        # is what keeps a BindOK ahead of the first Accept.
+        if self._nursery is not None and not self.closed:
+            self._nursery.start_soon(self._run_background, task, args)
+
+    def on_release(self, release: Callable[[], None]) -> None:
+        if self._releases is None:
+            self._call_release(release)
+        else:
+            self._releases.append(release)
+
+    # --- the life of a client ----------------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Requests being worked on in tasks of their own."""
+        return self._limiter.borrowed_tokens
+
+    def end_if_hung_up(self) -> bool:
+        """Cancel everything if the client has closed both directions; say whether it has."""
+        if not self._transport.hung_up():
+            return False
+        self._cancel()
+        return True
+
+    async def serve(self) -> None:
+        """Serve the client until it leaves, is cut, or this is cancelled; returns with everything released.
+
+        Every ending takes the same road: the reader is done, one way or another, ports and connections are released,
+        handlers and pushers are cancelled. The writer alone goes on, to drain what is queued; a write that takes longer
+        than 3 s ends that, and `Outbound.finish_within` sets a limit to all of it.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._write)
+                try:
+                    with contextlib.suppress(IPCClosedError, trio.BrokenResourceError, trio.ClosedResourceError):
+                        await self._read()
+                    await self._settle()
+                finally:
+                    self._release()
+                    self.outbound.finish()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._transport.close()
+
+    async def _write(self) -> None:
+        """The writer. Once the client takes nothing more, everything in this nursery ends."""
+        ending = await self.outbound.write_frames()
+        if ending is Ending.STALLED:
+            self._counters.cut += 1
+            _log.warning("IPC client cut: it does not read client=%d", self._client_id)
+        if ending is not Ending.DRAINED:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel()
+
+    async def _read(self) -> None:
+        """The reader: handle requests until the client's input ends, or stops making sense."""
+        while data := await self._transport.receive_some(READ_MAX):
+            self._decoder.feed(data)
+            try:
+                await self._handle_frames()
+            except DecodeError as exc:
+                # There is no way back into step. What came before is still answered, then the connection closes.
+                _log.info("IPC client lost: %s client=%d", exc, self._client_id)
+                await self._flush()
+                return
+            await self.outbound.wait_for_room()
+
+    async def _settle(self) -> None:
+        """After the end of input: let the requests in flight finish, as long as somebody may read the answers."""
+        if self.in_flight and not self.end_if_hung_up():
+            self._idle = trio.Event()
+            with self._hang_ups.watching(self):
+                await self._idle.wait()
+
+    def _release(self) -> None:
+        releases, self._releases = self._releases, None
+        for release in releases or ():
+            self._call_release(release)
+
+    def _call_release(self, release: Callable[[], None]) -> None:
+        try:
+            release()
+        except Exception:
+            self._note_crash("release")
+
+    # --- the life of a request ---------------------------------------------------------------------------------------
+
+    async def _handle_frames(self) -> None:
+        """Handle every complete frame, a quantum at a time. Replies leave together, and before every await."""
+        while (frame := self._decoder.next_frame()) is not None:
+            self._budget -= 1
+            if frame:  # zero-length frames are skipped, though not for free
+                later = self._dispatch(frame)
+                if later is not None:
+                    await self._begin(*later)
+            if self._budget <= 0:
+                await self._flush()
+                await self.outbound.wait_for_room()
+                await trio.lowlevel.checkpoint()
+                self._budget = TURN_QUANTUM
+            elif self._replies_size > REPLY_BATCH_MAX:
+                await self._flush()
+        await self._flush()
+
+    def _dispatch(self, frame: bytes) -> _Pending | None:
+        """Call the handler; keep its reply, or return what has to wait."""
+        code = frame[0]
+        route = self._commands.get(code)
+        if route is None:
+            self._reply(encode_error(f"unknown command: 0x{code:02X}"))
+            return None
+        try:
+            answer = route.handler(self, frame[1:])
+        except Exception as exc:
+            answer = self._failure(code, route, exc)
+        if isinstance(answer, Later):
+            return _Pending(code, route, answer)
+        if answer is not None:
+            self._reply(_fit(answer, route))
+        return None
+
+    async def _begin(self, code: int, route: Route, later: Later) -> None:
+        """Work on what has to wait: here if nothing may overtake it, in a task of its own otherwise."""
+        if route.lane is Lane.FIFO:
+            await self._flush()
+            with self._hang_ups.watching(self):
+                reply = await self._run(code, route, later)
+            if reply is not None:
+                self._reply(reply)
+            return
+        # The limit comes before the task: were it taken inside, the tasks would pile up outside it.
+        request = object()
+        try:
+            self._limiter.acquire_on_behalf_of_nowait(request)
+        except trio.WouldBlock:
+            await self._flush()
+            with self._hang_ups.watching(self):
+                await self._limiter.acquire_on_behalf_of(request)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._answer_later, request, code, route, later)
+        self._budget -= TASK_START_COST - 1
+
+    async def _answer_later(self, request: object, code: int, route: Route, later: Later) -> None:
+        """The task of one request."""
+        try:
+            reply = await self._run(code, route, later)
+            if reply is not None:
+                await self.outbound.send(reply)
+        except IPCClosedError:
+            pass  # nobody is left to answer
+        finally:
+            self._limiter.release_on_behalf_of(request)
+            if self._idle is not None and not self.in_flight:
+                self._idle.set()
+
+    async def _run(self, code: int, route: Route, later: Later) -> bytes | None:
+        try:
+            reply = await later.run()
+        except Exception as exc:
+            reply = self._failure(code, route, exc)
+        return None if reply is None else _fit(reply, route)
+
+    async def _run_background(self, task: Callable[..., Awaitable[Any]], args: tuple[object, ...]) -> None:
+        try:
+            await task(*args)
+        except IPCClosedError:
+            pass  # its client left, as clients do
+        except Exception:
+            self._note_crash(getattr(task, "__qualname__", "background task"))
+
+    # --- replies -----------------------------------------------------------------------------------------------------
+
+    def _reply(self, frame: bytes) -> None:
+        self._replies.append(frame)
+        self._replies_size += len(frame)
+
+    async def _flush(self) -> None:
+        if self._replies:
+            replies = b"".join(self._replies)
+            self._replies.clear()
+            self._replies_size = 0
+            await self.outbound.send_replies(replies)
+
+    def _failure(self, code: int, route: Route, exc: Exception) -> bytes | None:
+        """Turn an exception into the request's reply: one failed request is nobody else's business."""
+        if isinstance(exc, PilotError):
+            text = str(exc)
+        else:
+            self._note_crash(f"command 0x{code:02X}")
+            text = _INTERNAL_ERROR
+        if not route.replies:
+            _log.debug("IPC request dropped: %s code=0x%02X client=%d", text, code, self._client_id)
+            return None
+        return encode_error(route.error_prefix + text)
+
+    def _note_crash(self, where: str) -> None:
+        self._counters.crashes += 1
+        _log.exception("IPC handler crashed: %s client=%d", where, self._client_id)
+
+
+class _Pending(NamedTuple):
+    code: int
+    route: Route
+    later: Later
+
+
+def _fit(reply: bytes, route: Route) -> bytes:
+    """Replace a reply that is longer than a frame may be: clients take it for a broken connection."""
+    if len(reply) <= FRAME_SIZE_MAX:
+        return reply
+    return encode_error(f"{route.error_prefix}reply too large: {len(reply)} bytes (limit {FRAME_SIZE_MAX})")

@@ -1,0 +1,132 @@
+"""A server with a small command table, on memory transports."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import attrs
+import pytest
+import trio
+
+from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Route
+from pilot_trio.daemon.ipc import IPCServer
+from pilot_trio.errors import CommandError
+from pilot_trio.wire.ipc import Code, encode_frame
+
+from .memory import MemoryClient, MemoryListener, MemoryTransport
+
+HEALTH = encode_frame(Code.HEALTH)
+HEALTH_OK = encode_frame(Code.HEALTH_OK, b'{"status":"ok"}')
+INFO_OK = encode_frame(Code.INFO_OK, b'{"features":[' + b'"x",' * 250 + b'""]}')
+
+
+@attrs.define(eq=False)
+class Commands:
+    """Handlers of every kind, and what they saw."""
+
+    gate: trio.Event = attrs.field(factory=trio.Event)
+    seen: list[tuple[int, bytes]] = attrs.field(factory=list)
+    clients: list[Client] = attrs.field(factory=list)  # those that sent DIAL
+    started: int = 0
+
+    def table(self) -> CommandTable:
+        return {
+            Code.HEALTH: Route(lambda client, payload: HEALTH_OK, Lane.FIFO),
+            Code.INFO: Route(lambda client, payload: INFO_OK),
+            Code.DIAL: Route(self.wait_for_gate),
+            Code.SEND: Route(self.record, Lane.FIFO, replies=False),
+            Code.SEND_TO_CONFIRM: Route(self.confirm, Lane.FIFO, error_prefix="sendto: "),
+            Code.BIND: Route(self.bind),
+            Code.NETWORK: Route(self.crash),
+            Code.MANAGED: Route(self.crash_later),
+            Code.CANCEL: Route(self.crash, Lane.FIFO, replies=False),
+            Code.SET_TAGS: Route(self.refuse),
+            Code.SIGN_ENVELOPE: Route(lambda client, payload: encode_frame(Code.SIGN_ENVELOPE_OK, bytes(1 << 20))),
+        }
+
+    def wait_for_gate(self, client: Client, payload: bytes) -> Later:
+        self.clients.append(client)
+
+        async def wait() -> bytes:
+            self.started += 1
+            await self.gate.wait()
+            return encode_frame(Code.DIAL_OK, payload)
+
+        return Later(wait)
+
+    def record(self, client: Client, payload: bytes) -> Later | None:
+        self.seen.append((client.client_id, payload))
+        if payload != b"blocked":
+            return None
+
+        async def wait() -> None:
+            await self.gate.wait()
+
+        return Later(wait)
+
+    def confirm(self, client: Client, payload: bytes) -> bytes | Later:
+        if not payload:
+            raise CommandError("missing header")
+
+        async def wait() -> bytes:
+            await trio.sleep(payload[0] / 1000)
+            return encode_frame(Code.SEND_TO_OK, payload)
+
+        return Later(wait) if payload[0] % 2 else encode_frame(Code.SEND_TO_OK, payload)
+
+    def bind(self, client: Client, payload: bytes) -> bytes:
+        async def push() -> None:
+            await client.send(encode_frame(Code.ACCEPT, payload))
+
+        client.start_soon(push)
+        return encode_frame(Code.BIND_OK, payload)
+
+    def crash(self, client: Client, payload: bytes) -> bytes:
+        raise ZeroDivisionError("a bug")
+
+    def crash_later(self, client: Client, payload: bytes) -> Later:
+        async def crash() -> bytes:
+            await trio.lowlevel.checkpoint()
+            raise ZeroDivisionError("a bug")
+
+        return Later(crash)
+
+    def refuse(self, client: Client, payload: bytes) -> Later:
+        async def refuse() -> bytes:
+            await trio.lowlevel.checkpoint()
+            raise CommandError("set_tags: maximum 3 tags allowed")
+
+        return Later(refuse)
+
+
+@attrs.define(eq=False)
+class Bench:
+    """A running server, its listener and its commands."""
+
+    server: IPCServer
+    listener: MemoryListener
+    commands: Commands
+    scope: trio.CancelScope
+
+    def connect(self, transport: MemoryTransport | None = None) -> MemoryClient:
+        return self.listener.connect(transport)
+
+    def stop(self) -> None:
+        self.scope.cancel()
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    commands = Commands()
+    server = IPCServer(commands.table())
+    listener = MemoryListener()
+    scope = trio.CancelScope()
+
+    async def serve(task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            await server.serve(listener, task_status=task_status)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve)
+        yield Bench(server, listener, commands, scope)
+        scope.cancel()
