@@ -1,0 +1,41 @@
+"""A note that a running node leaves for the command line: which registry it uses, and where.
+
+The local protocol does not tell a client the node's registry, yet `lookup` and the check before a dial ask the registry
+itself (`spec/cli.md` §7). With this note a user of a private registry, an embedded one above all, configures nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pilot_trio.cli import config_file
+
+_DIRECTORY = "pilot-trio"  # below the home directory; the reference does not look there
+
+
+def write(home: Path, socket: Path, facts: Mapping[str, str]) -> Path:
+    """Leave the note of the node on `socket`; raise `OSError` if that is not possible."""
+    path = _path(home, socket)
+    config_file.save(path, {**facts, "socket": str(socket), "pid": os.getpid()})
+    return path
+
+
+def read(home: Path, socket: Path) -> dict[str, str]:
+    """Return what the node on `socket` left, if that process still runs; else an empty dict."""
+    try:
+        facts = json.loads(_path(home, socket).read_bytes())
+        os.kill(int(facts["pid"]), 0)
+    except PermissionError:
+        pass  # it runs as another user
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {key: value for key, value in facts.items() if isinstance(value, str)}
+
+
+def _path(home: Path, socket: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(os.path.abspath(socket))).hexdigest()[:16]  # noqa: PTH100  (no symlink resolution)
+    return home / _DIRECTORY / "run" / f"{name}.json"
