@@ -11,9 +11,10 @@ import trio
 from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Route
 from pilot_trio.daemon.ipc import IPCServer
 from pilot_trio.errors import CommandError
+from pilot_trio.testing.memory_transport import MemoryTransportListener
 from pilot_trio.wire.ipc import Code, encode_frame
 
-from .memory import MemoryClient, MemoryListener, MemoryTransport
+from .raw_client import RawClient
 
 HEALTH = encode_frame(Code.HEALTH)
 HEALTH_OK = encode_frame(Code.HEALTH_OK, b'{"status":"ok"}')
@@ -104,12 +105,12 @@ class Bench:
     """A running server, its listener and its commands."""
 
     server: IPCServer
-    listener: MemoryListener
+    listener: MemoryTransportListener
     commands: Commands
     scope: trio.CancelScope
 
-    def connect(self, transport: MemoryTransport | None = None) -> MemoryClient:
-        return self.listener.connect(transport)
+    async def connect(self) -> RawClient:
+        return await RawClient.connect(self.listener)
 
     def stop(self) -> None:
         self.scope.cancel()
@@ -119,7 +120,7 @@ class Bench:
 async def bench() -> AsyncIterator[Bench]:
     commands = Commands()
     server = IPCServer(commands.table())
-    listener = MemoryListener()
+    listener = MemoryTransportListener()
     scope = trio.CancelScope()
 
     async def serve(task_status: trio.TaskStatus[None]) -> None:
