@@ -1,0 +1,222 @@
+"""The data commands: ports, streams, datagrams (`spec/ipc.md` §5.1 to §5.3).
+
+Each client that uses them has one `_Holder`, which owns its ports, connections and dials, and which lets go of all of
+them when the client is gone. Two kinds of task run in the client's nursery: one acceptor per bound port, one pusher per
+connection. Both wait for room in the client's queue before they take the next thing, so a client that does not read
+stops its senders and nobody else.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final, Protocol
+
+import trio
+
+from pilot_trio.daemon.connection import Connection
+from pilot_trio.daemon.datagrams import Datagrams
+from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Route
+from pilot_trio.daemon.streams import PortListener, StreamTable
+from pilot_trio.errors import CommandError, DialCancelled, DialError, IPCClosedError
+from pilot_trio.wire import ipc
+from pilot_trio.wire.ipc import Code, Target
+
+CLIENT_CONNECTIONS_MAX: Final = 4096  # live connections of one client, checked at Dial only; protocol, `spec/ipc.md` §8
+RECV_DATA_MAX: Final = 65_536  # bytes per Recv frame; larger ones only delay the frames behind them in the queue
+
+
+class DataNode(Protocol):
+    """The parts of a node that these commands use."""
+
+    @property
+    def streams(self) -> StreamTable:
+        """The connection table."""
+
+    @property
+    def datagrams(self) -> Datagrams:
+        """The datagrams."""
+
+
+def routes(node: DataNode) -> CommandTable:
+    """Return the rows of the command table for ports, streams and datagrams."""
+    commands = _DataCommands(node.streams, node.datagrams)
+    return {
+        Code.BIND: Route(commands.bind),
+        Code.UNBIND: Route(commands.unbind),
+        Code.DIAL: Route(commands.dial),
+        Code.SEND: Route(commands.send, Lane.FIFO, replies=False),
+        Code.CLOSE: Route(commands.close),
+        Code.CANCEL: Route(commands.cancel, Lane.FIFO, replies=False),
+        Code.SEND_TO: Route(commands.send_to, Lane.FIFO, replies=False),
+        Code.SEND_TO_CONFIRM: Route(commands.send_to_confirm, Lane.FIFO, error_prefix="sendto: "),
+        Code.BROADCAST: Route(commands.broadcast, error_prefix="broadcast: "),
+    }
+
+
+class _Holder:
+    """What one client holds. It is the owner, by identity, of the client's ports and connections."""
+
+    def __init__(self, streams: StreamTable) -> None:
+        self._streams = streams
+        self.dials: set[trio.CancelScope] = set()
+        self.released = False
+
+    def cancel_dials(self) -> None:
+        for scope in self.dials:
+            scope.cancel()
+
+    def release(self) -> None:
+        """Let go of everything, at once: ports are free, connections closed, dials aborted when this returns."""
+        self.released = True
+        self.cancel_dials()
+        self._streams.close_owned(self)
+
+
+class _DataCommands:
+    def __init__(self, streams: StreamTable, datagrams: Datagrams) -> None:
+        self._streams = streams
+        self._datagrams = datagrams
+        self._holders: dict[int, _Holder] = {}  # by client id; clients that never used a data command have none
+
+    def _holder(self, client: Client) -> _Holder:
+        """Return what the client holds; raise `IPCClosedError` if it is gone, so that nothing is given to the dead."""
+        holder = self._holders.get(client.client_id)
+        if holder is None:
+            holder = self._holders[client.client_id] = _Holder(self._streams)
+            client.on_release(partial(self._release, client.client_id))
+        if holder.released:
+            raise IPCClosedError("the client is gone")
+        return holder
+
+    def _release(self, client_id: int) -> None:
+        holder = self._holders.pop(client_id)
+        holder.release()
+
+    # Ports
+
+    def bind(self, client: Client, payload: bytes) -> bytes:
+        listener = self._streams.bind(ipc.decode_bind(payload), self._holder(client))
+        client.start_soon(_accept, client, listener)
+        return ipc.encode_port(Code.BIND_OK, listener.port)
+
+    def unbind(self, client: Client, payload: bytes) -> bytes:
+        port = ipc.decode_unbind(payload)
+        if not self._streams.unbind(port, self._holders.get(client.client_id)):
+            raise CommandError("unbind: port is not owned by this client")
+        return ipc.encode_port(Code.UNBIND_OK, port)
+
+    # Streams
+
+    def dial(self, client: Client, payload: bytes) -> bytes | Later:
+        target = ipc.decode_dial(payload)
+        holder = self._holder(client)
+        if self._streams.live(holder) >= CLIENT_CONNECTIONS_MAX:
+            raise DialError(f"dial: per-client connection quota ({CLIENT_CONNECTIONS_MAX}) reached")
+        if self._streams.is_local(target.address):
+            connection = self._streams.dial_local(target.address, target.port, owner=holder)
+            client.start_soon(_push, client, connection)
+            return ipc.encode_conn(Code.DIAL_OK, connection.conn_id)
+        # From here on the dial is in flight: a Cancel in the same read as the Dial finds its scope.
+        scope = trio.CancelScope()
+        holder.dials.add(scope)
+        return Later(partial(self._dial, client, holder, scope, target))
+
+    async def _dial(self, client: Client, holder: _Holder, scope: trio.CancelScope, target: Target) -> None:
+        connection = None
+        try:
+            with scope:
+                connection = await self._streams.dial(target.address, target.port, owner=holder)
+        finally:
+            holder.dials.discard(scope)
+        if connection is None:
+            raise DialCancelled
+        if scope.cancel_called or holder.released:
+            connection.close()
+            raise DialCancelled
+        # Sent from here and not returned, so that it is in the queue before the pusher's first frame.
+        await client.send(ipc.encode_conn(Code.DIAL_OK, connection.conn_id))
+        client.start_soon(_push, client, connection)
+
+    def send(self, client: Client, payload: bytes) -> Later | None:
+        """Write to a stream. What does not fit is waited for in the reader: that is the sender's flow control."""
+        conn_id, data = ipc.decode_conn(payload)
+        connection = self._streams.get(conn_id)
+        # Only the owner may write: nobody relies on the reference's lack of this check, and it lets any client
+        # put words into another's mouth.
+        if connection is None or connection.owner is not self._holders.get(client.client_id):
+            return None
+        try:
+            taken = connection.write_nowait(data)
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            return None
+        if taken == len(data):
+            return None
+        return Later(partial(_finish_send, connection, memoryview(data)[taken:]))
+
+    def close(self, client: Client, payload: bytes) -> bytes:
+        """Close any connection of the daemon: `pilotctl disconnect` closes those of other clients."""
+        conn_id = ipc.decode_close(payload)
+        connection = self._streams.get(conn_id)
+        if connection is not None:
+            connection.close()
+        return ipc.encode_conn(Code.CLOSE_OK, conn_id)
+
+    def cancel(self, client: Client, payload: bytes) -> None:
+        holder = self._holders.get(client.client_id)
+        if holder is not None:
+            holder.cancel_dials()
+
+    # Datagrams
+
+    def send_to(self, client: Client, payload: bytes) -> None:
+        self._datagrams.send_or_drop(ipc.decode_send_to(payload))
+
+    def send_to_confirm(self, client: Client, payload: bytes) -> bytes | Later:
+        target = ipc.decode_send_to(payload)
+        if self._datagrams.send_nowait(target):
+            return ipc.encode_frame(Code.SEND_TO_OK)
+        return Later(partial(self._send_confirmed, target))
+
+    async def _send_confirmed(self, target: Target) -> bytes:
+        await self._datagrams.send(target)
+        return ipc.encode_frame(Code.SEND_TO_OK)
+
+    def broadcast(self, client: Client, payload: bytes) -> Later:
+        return Later(partial(self._broadcast, ipc.decode_broadcast(payload)))
+
+    async def _broadcast(self, request: ipc.Broadcast) -> bytes:
+        await self._datagrams.broadcast(request)
+        return ipc.encode_frame(Code.BROADCAST_OK)
+
+
+async def _accept(client: Client, listener: PortListener) -> None:
+    """Tell a binder of every connection on its port, one at a time; ends when the port is unbound."""
+    while True:
+        try:
+            connection = await listener.accept()
+        except trio.ClosedResourceError:
+            return
+        remote, remote_port = connection.remote
+        await client.send(ipc.encode_accept(listener.port, connection.conn_id, remote, remote_port))
+        client.start_soon(_push, client, connection)
+
+
+async def _push(client: Client, connection: Connection) -> None:
+    """Push a connection's data to its owner, then its end: one `CLOSE_OK`, whatever ended it."""
+    try:
+        while data := await connection.receive_some(RECV_DATA_MAX):
+            await client.send(ipc.encode_conn(Code.RECV, connection.conn_id, data))
+    except (trio.ClosedResourceError, trio.BrokenResourceError):
+        pass
+    except IPCClosedError:
+        connection.close()  # nobody is left to read it; an open stream without a reader would stall its peer
+        raise
+    await client.send(ipc.encode_conn(Code.CLOSE_OK, connection.conn_id))
+
+
+async def _finish_send(connection: Connection, rest: memoryview) -> None:
+    """Write the rest of a Send; whatever ends the stream ends this too, at once and without a word."""
+    try:
+        await connection.write_all(rest)
+    except (trio.ClosedResourceError, trio.BrokenResourceError):
+        return

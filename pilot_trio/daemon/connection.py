@@ -1,0 +1,221 @@
+"""One end of an overlay stream, whoever carries it.
+
+`Connection` is what the IPC commands, the services and the connection table hold. `local_stream` implements it for a
+node that dials itself; tunnels implement it with a TCP-like machine. What an implementation adds is little: take bytes,
+give bytes, close, reset. The waiting is here, so that no implementation can lose a wake-up of its own.
+
+There is no half-close (`spec/transport.md` §0): after `close` by either side nobody sends any more, and what was written
+before is still delivered to the side that did not close.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Hashable
+from enum import Enum
+from typing import Any, ClassVar, Final
+
+import attrs
+import trio
+
+from pilot_trio.address import ConnId, SocketAddress
+
+INITIAL_CWND: Final = 40_960  # bytes; protocol default, `spec/transport.md` §5.1
+INITIAL_SSTHRESH: Final = 524_288  # bytes; protocol default, `spec/transport.md` §5.1
+WINDOW_SLOTS: Final = 512  # receive slots of an idle connection; protocol, `spec/transport.md` §4.3
+SLOT_SENT: Final = 1152  # bytes that a slot of the peer's window counts in `peer_recv_win`; `spec/transport.md` §10
+SLOT_OWN: Final = 4096  # bytes that a slot of the own window counts in `recv_win`; `spec/transport.md` §10
+
+
+class ConnState(Enum):
+    """States as users see them (`spec/transport.md` §3.1)."""
+
+    CLOSED = "CLOSED"
+    LISTEN = "LISTEN"
+    SYN_SENT = "SYN_SENT"
+    SYN_RECV = "SYN_RECV"
+    ESTABLISHED = "ESTABLISHED"
+    FIN_WAIT = "FIN_WAIT"
+    CLOSE_WAIT = "CLOSE_WAIT"
+    TIME_WAIT = "TIME_WAIT"
+
+    @property
+    def active(self) -> bool:
+        """Whether limits and counters include a connection in this state."""
+        return self not in _INACTIVE
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more can be written in this state, now or later."""
+        return self not in _OPEN
+
+
+_INACTIVE = frozenset({ConnState.CLOSED, ConnState.TIME_WAIT})
+_OPEN = frozenset({ConnState.SYN_SENT, ConnState.SYN_RECV, ConnState.ESTABLISHED})
+
+
+@attrs.define
+class StreamFigures:
+    """What a row of the connection list says beyond addresses and state (`spec/ipc.md` §5.9); bytes unless noted."""
+
+    bytes_sent: int = 0
+    bytes_recv: int = 0
+    segs_sent: int = 0
+    segs_recv: int = 0
+    retransmits: int = 0
+    fast_retx: int = 0
+    sack_sent: int = 0
+    sack_recv: int = 0
+    dup_acks: int = 0
+    cong_win: int = INITIAL_CWND
+    ssthresh: int = INITIAL_SSTHRESH
+    in_flight: int = 0
+    unacked: int = 0  # segments
+    ooo_buf: int = 0  # segments
+    recv_win: int = WINDOW_SLOTS * SLOT_OWN
+    peer_recv_win: int = WINDOW_SLOTS * SLOT_SENT
+    in_recovery: bool = False
+    srtt_ms: float = 0
+    rttvar_ms: float = 0
+
+
+StateHook = Callable[["Connection", ConnState], None]
+
+
+class Connection(abc.ABC):
+    """One end of a stream. Everything but the `wait_…` methods, `write_all` and `receive_some` returns at once.
+
+    One task may write while another reads. Methods raise `trio.ClosedResourceError` once this end was closed or reset by
+    us, `trio.BrokenResourceError` once the stream was ended by the other side (for reading: only by a reset; a graceful
+    end is `b""` after the last byte).
+
+    Implementations call `_enter` for every change of state, `_wake_readers` whenever `receive_nowait` has something new
+    to say, `_wake_writers` whenever `_writable` turns true.
+
+    Args:
+      conn_id: the id that local clients use; unique in the table.
+      local: own address in the network of the dial, and the local port.
+      remote: the other end.
+      owner: who gets to use it: closed with `StreamTable.close_owned`.
+      dialled: True for the dialling end; its local port is an ephemeral one and goes back with the table's row.
+      on_state: called after each change of state with the connection and its old state.
+    """
+
+    recyclable: ClassVar[bool] = False  # a finished row may go early when ports run out: nothing of it is under way
+
+    def __init__(
+        self,
+        conn_id: ConnId,
+        local: SocketAddress,
+        remote: SocketAddress,
+        *,
+        owner: Hashable,
+        dialled: bool,
+        on_state: StateHook,
+    ) -> None:
+        self.conn_id: Final = conn_id
+        self.local: Final = local
+        self.remote: Final = remote
+        self.owner: Final = owner
+        self.dialled: Final = dialled
+        self._state = ConnState.SYN_SENT if dialled else ConnState.SYN_RECV
+        self._on_state = on_state
+        self._readers = trio.lowlevel.ParkingLot()
+        self._writers = trio.lowlevel.ParkingLot()
+        self._ended = trio.Event()
+
+    @property
+    def state(self) -> ConnState:
+        """Where in its life the connection is."""
+        return self._state
+
+    @property
+    @abc.abstractmethod
+    def settled(self) -> bool:
+        """True once nothing is left that anybody may want: no unread bytes, nothing unsent."""
+
+    @abc.abstractmethod
+    def write_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Take what there is room for, in order; return how many bytes that were, 0 if the send buffer is full.
+
+        The bytes are copied: the caller may reuse its buffer.
+        """
+
+    @abc.abstractmethod
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        """Return 1 to `max_bytes` bytes, or `b""` once the other side closed and all it wrote was read.
+
+        Reading is what opens the window again: whoever takes bytes wakes the sender, wherever it is.
+
+        Raises:
+          trio.WouldBlock: nothing there yet.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close gracefully: all that was written is delivered, what is unread is discarded. Idempotent."""
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """End the stream at once in both directions; unread bytes are lost. Idempotent."""
+
+    @abc.abstractmethod
+    def figures(self) -> StreamFigures:
+        """Counters and windows for the connection list."""
+
+    @abc.abstractmethod
+    def _writable(self) -> bool:
+        """Whether a waiting writer should try again: room worth a wake-up, or an end of the stream."""
+
+    def row(self) -> dict[str, Any]:
+        """This connection as a row of the connection list (`spec/ipc.md` §5.9)."""
+        return {
+            "id": self.conn_id,
+            "local_port": self.local.port,
+            "remote_addr": str(self.remote.address),
+            "remote_port": self.remote.port,
+            "state": self._state.value,
+            **attrs.asdict(self.figures()),
+        }
+
+    async def write_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write everything, waiting for room; not a checkpoint if it fits. Cancelled: a prefix may have been written."""
+        rest = memoryview(data)
+        while True:
+            rest = rest[self.write_nowait(rest) :]
+            if not rest:
+                return
+            await self.wait_writable()
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        """Return as `receive_nowait` does, waiting for something; not a checkpoint if something is there."""
+        while True:
+            try:
+                return self.receive_nowait(max_bytes)
+            except trio.WouldBlock:
+                await self._readers.park()
+
+    async def wait_writable(self) -> None:
+        """Return when there is room worth a try, or when the stream has ended; not a checkpoint if that is so now."""
+        while not self._writable():
+            await self._writers.park()
+
+    async def wait_ended(self) -> None:
+        """Return once nothing can be written any more: closed by either side, reset, or abandoned."""
+        await self._ended.wait()
+
+    def _enter(self, state: ConnState) -> None:
+        old, self._state = self._state, state
+        if state.ended:
+            self._ended.set()
+        self._on_state(self, old)
+        self._wake_readers()
+        self._wake_writers()
+
+    def _wake_readers(self) -> None:
+        if self._readers:
+            self._readers.unpark_all()
+
+    def _wake_writers(self) -> None:
+        if self._writers:
+            self._writers.unpark_all()

@@ -1,0 +1,365 @@
+"""The connection table: which streams there are, who listens, who may open one more, and who carries it.
+
+The table does not move bytes; a `Connection` does (`connection`, `local_stream`). What leads to another node is left to a
+`Carrier`, the seam for tunnels: it gets ids, ports and rows from the table and gives back a connection.
+
+Nothing here needs a task: rows that have served their time in `TIME_WAIT` go when the table is next used, and at most
+two per ephemeral port can be waiting for that.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections import deque
+from collections.abc import Hashable
+from typing import Any, Final, Protocol
+
+import attrs
+import trio
+
+from pilot_trio.address import BACKBONE, Address, ConnId, NodeId, Port, SocketAddress
+from pilot_trio.config import StreamLimits
+from pilot_trio.daemon.connection import Connection as Connection
+from pilot_trio.daemon.connection import ConnState as ConnState
+from pilot_trio.daemon.events import EventBus
+from pilot_trio.daemon.local_stream import LocalConnection, local_pair
+from pilot_trio.daemon.state import NodeState
+from pilot_trio.errors import DialRefused, NoRoute, PortNotAllowed, PortsExhausted
+from pilot_trio.proto.ports import ConnectionCounts, ConnectionIds, PortTable
+
+ACCEPT_BACKLOG_MAX: Final = 64  # connections that wait for `accept`, per port; protocol, `spec/ipc.md` §8
+DATA_EXCHANGE: Final = Port(1001)  # answered and then closed by the sender: `file.delivered`; `spec/transport.md` §10
+
+
+@attrs.frozen
+class StreamStatistics:
+    """What `StreamTable.statistics` returns."""
+
+    connections: int  # active ones: rows in TIME_WAIT are listed, not counted
+    rows: int
+    ports: int  # bound ones, those of the built-in services included
+    ephemeral_ports: int  # in use
+    accept_queue_drops: int  # refused because a backlog was full, since the start
+
+
+class Carrier(abc.ABC):
+    """Opens streams to other nodes."""
+
+    @abc.abstractmethod
+    async def open(self, address: Address, port: Port, owner: Hashable) -> Connection:
+        """Return an established connection to another node; cancellable at once, leaving nothing behind.
+
+        Raises:
+          DialError: with the text that clients see (`spec/ipc.md` §5.2).
+        """
+
+
+class RouteResolver(Protocol):
+    """The part of the resolver that a dial needs."""
+
+    async def resolve(self, node: NodeId, /) -> object:
+        """Find out how to reach a node; raise `NoRoute` (`resolve node N: registry: …`) if the registry will not say."""
+
+
+class NoTunnel(Carrier):
+    """The carrier of a node without tunnels: finds the route, as any carrier must, and then has nothing to send on."""
+
+    def __init__(self, resolver: RouteResolver) -> None:
+        self._resolver = resolver
+
+    async def open(self, address: Address, port: Port, owner: Hashable) -> Connection:
+        await self._resolver.resolve(address.node)
+        raise NoRoute(f"no tunnel to node {address.node}")
+
+
+class PortListener:
+    """A bound port and the connections that wait on it. Made by `StreamTable.bind`."""
+
+    def __init__(self, table: StreamTable, port: Port, owner: Hashable) -> None:
+        self.port: Final = port
+        self.owner: Final = owner
+        self._table = table
+        self._backlog: deque[Connection] = deque()
+        self._acceptors = trio.lowlevel.ParkingLot()
+        self._closed = False
+
+    async def accept(self) -> Connection:
+        """Return the next connection; not a checkpoint if one is waiting.
+
+        Raises:
+          trio.ClosedResourceError: the port was unbound.
+        """
+        while not self._closed:
+            while self._backlog:
+                connection = self._backlog.popleft()
+                if connection.state is not ConnState.CLOSED:  # reset before anybody saw it
+                    return connection
+            await self._acceptors.park()
+        raise trio.ClosedResourceError(f"port {self.port} was unbound")
+
+    def close(self) -> None:
+        """Unbind the port. Accepted connections live on; those that still wait are reset. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._table._forget_listener(self)
+        for connection in self._backlog:
+            if not connection.state.ended:
+                connection.reset()
+        self._backlog.clear()
+        self._acceptors.unpark_all()
+
+    @property
+    def full(self) -> bool:
+        """Whether another connection would exceed the backlog."""
+        return len(self._backlog) >= ACCEPT_BACKLOG_MAX
+
+    def deliver(self, connection: Connection) -> None:
+        """Put a new connection in the queue; the caller has asked `full`."""
+        self._backlog.append(connection)
+        self._acceptors.unpark()
+
+
+class StreamTable:
+    """Every stream of a node, and the ports they use.
+
+    Args:
+      state: who we are, which networks we are in, and what their port policies admit.
+      ports: bound and ephemeral ports, shared with the datagrams.
+      carrier: opens streams to other nodes.
+      limits: configured limits.
+      events: where connection events are published (`spec/transport.md` §10).
+    """
+
+    def __init__(
+        self,
+        state: NodeState,
+        ports: PortTable,
+        carrier: Carrier,
+        *,
+        limits: StreamLimits | None = None,
+        events: EventBus | None = None,
+    ) -> None:
+        limits = limits or StreamLimits()
+        self._state = state
+        self._ports = ports
+        self._carrier = carrier
+        self._events = events or EventBus()
+        self._ids = ConnectionIds()
+        self._counts = ConnectionCounts(limits.max_conns_per_port, limits.max_conns_total)
+        self._time_wait = limits.time_wait
+        self._rows: dict[ConnId, Connection] = {}
+        self._held: dict[Hashable, dict[ConnId, Connection]] = {}  # the same rows, by owner
+        self._live: dict[Hashable, int] = {}  # active connections by owner
+        self._waiting: deque[tuple[float, Connection]] = deque()  # when a TIME_WAIT row may go; one delay, so sorted
+        self._listeners: dict[Port, PortListener] = {}
+        self._accept_queue_drops = 0
+
+    # Ports
+
+    def bind(self, port: int, owner: Hashable) -> PortListener:
+        """Listen on a port for `owner`; raise `PortInUse`. Any number will do, 0 included (`spec/ipc.md` §5.1)."""
+        listener = PortListener(self, Port(port), owner)
+        self._ports.bind(listener.port, owner)
+        self._listeners[listener.port] = listener
+        return listener
+
+    def unbind(self, port: int, owner: Hashable) -> bool:
+        """Stop listening; False if `owner` does not listen on that port."""
+        listener = self._listeners.get(Port(port))
+        if listener is None or listener.owner != owner:
+            return False
+        listener.close()
+        return True
+
+    def _forget_listener(self, listener: PortListener) -> None:
+        del self._listeners[listener.port]
+        self._ports.unbind(listener.port)
+
+    # Dialling
+
+    def is_local(self, address: Address) -> bool:
+        """Whether a dial to `address` stays inside the daemon, so that `dial_local` can answer at once."""
+        return self._state.registered and address.node == self._state.node_id
+
+    async def dial(self, address: Address, port: int, *, owner: Hashable) -> Connection:
+        """Open a stream; not a checkpoint for the own address.
+
+        Cancelling leaves neither port nor row behind.
+
+        Raises:
+          DialError: with the text that clients see.
+        """
+        if self.is_local(address):
+            return self.dial_local(address, port, owner=owner)
+        self._check_dial(address, port)
+        return await self._carrier.open(address, Port(port), owner)
+
+    def dial_local(self, address: Address, port: int, *, owner: Hashable) -> Connection:
+        """Open a stream to one of our own ports and return the dialling end, established.
+
+        The own id is not resolved: a private node whose registry will not resolve it reaches itself all the same.
+        """
+        self._check_dial(address, port)
+        self._expire()
+        listener = self._admit(Port(port))
+        source = self._allocate_port()
+        here, there = SocketAddress(address, source), SocketAddress(address, Port(port))
+        dialler = LocalConnection(self._new_id(), here, there, owner=owner, dialled=True, on_state=self._changed)
+        self.add(dialler)
+        acceptor = LocalConnection(
+            self._new_id(), there, here, owner=listener.owner, dialled=False, on_state=self._changed
+        )
+        self.add(acceptor)
+        local_pair(dialler, acceptor)
+        self._publish_incoming(acceptor)
+        listener.deliver(acceptor)
+        return dialler
+
+    def _check_dial(self, address: Address, port: int) -> None:
+        state = self._state
+        if not state.registered:
+            raise NoRoute("this node is not registered yet: its registry has not answered")
+        if not state.port_allowed(address.network, port):
+            raise PortNotAllowed(port, address.network)
+        if address.node == state.node_id and address.network not in (BACKBONE, *state.networks):
+            raise NoRoute(f"node {address.node} is not a member of network {address.network}")
+
+    def _admit(self, port: Port) -> PortListener:
+        """Apply the tests of `spec/transport.md` §3.3 that a node has for itself; a refusal is what an RST says."""
+        listener = self._listeners.get(port)
+        if listener is None or not self._counts.room(port, others=1):
+            raise DialRefused
+        if listener.full:
+            self._accept_queue_drops += 1
+            self._events.publish("conn.accept_queue_full", {"local_port": port})
+            raise DialRefused
+        return listener
+
+    def _allocate_port(self) -> Port:
+        try:
+            return self._ports.allocate()
+        except PortsExhausted:
+            self._recycle()
+            return self._ports.allocate()
+
+    def _recycle(self) -> None:
+        """Drop finished rows early until one gives back an ephemeral port; oldest first."""
+        kept = []
+        while self._waiting:
+            entry = self._waiting.popleft()
+            connection = entry[1]
+            if not (connection.recyclable and connection.settled):
+                kept.append(entry)
+                continue
+            self._drop(connection)
+            if connection.dialled:
+                break
+        self._waiting.extendleft(reversed(kept))
+
+    # Rows
+
+    def _new_id(self) -> ConnId:
+        return self._ids.allocate(self._rows)
+
+    def add(self, connection: Connection) -> None:
+        """Put a connection, fresh and active, into the table."""
+        self._rows[connection.conn_id] = connection
+        self._held.setdefault(connection.owner, {})[connection.conn_id] = connection
+        self._live[connection.owner] = self._live.get(connection.owner, 0) + 1
+        self._counts.add(connection.local.port)
+
+    def get(self, conn_id: int) -> Connection | None:
+        """Return the connection with this id, finished or not."""
+        return self._rows.get(ConnId(conn_id))
+
+    def live(self, owner: Hashable) -> int:
+        """How many active connections an owner has, dialled and accepted."""
+        return self._live.get(owner, 0)
+
+    def close_owned(self, owner: Hashable) -> None:
+        """Unbind the owner's ports and close its connections gracefully; the other ends still get all data."""
+        # Connections first: those that wait in a backlog are the owner's too, and a close is kinder than a reset.
+        for connection in list(self._held.get(owner, {}).values()):
+            connection.close()
+        for listener in [listener for listener in self._listeners.values() if listener.owner == owner]:
+            listener.close()
+        self._expire()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the connection list, oldest first (`spec/ipc.md` §5.9)."""
+        self._expire()
+        return [connection.row() for connection in self._rows.values()]
+
+    def statistics(self) -> StreamStatistics:
+        """Return the counters that Info and Health show."""
+        self._expire()
+        return StreamStatistics(
+            connections=self._counts.total,
+            rows=len(self._rows),
+            ports=self._ports.bound,
+            ephemeral_ports=self._ports.allocated,
+            accept_queue_drops=self._accept_queue_drops,
+        )
+
+    def _changed(self, connection: Connection, old: ConnState) -> None:
+        """Follow a connection's change of state; every connection in the table calls this."""
+        new = connection.state
+        if old.active and not new.active:
+            self._counts.remove(connection.local.port)
+            live = self._live[connection.owner] - 1
+            if live:
+                self._live[connection.owner] = live
+            else:
+                del self._live[connection.owner]
+        if new is ConnState.TIME_WAIT:
+            self._waiting.append((trio.current_time() + self._time_wait, connection))
+        elif new is ConnState.CLOSED:
+            self._drop(connection)
+        if old is ConnState.ESTABLISHED and new.ended:
+            self._publish_end(connection)
+
+    def _expire(self) -> None:
+        """Drop the rows whose TIME_WAIT is over; one with unread bytes stays until its owner takes them or closes."""
+        now = trio.current_time()
+        while self._waiting and self._waiting[0][0] <= now:
+            _, connection = self._waiting.popleft()
+            if connection.settled:
+                self._drop(connection)
+            else:
+                self._waiting.append((now + self._time_wait, connection))
+
+    def _drop(self, connection: Connection) -> None:
+        if self._rows.pop(connection.conn_id, None) is None:
+            return  # a reset row that was waiting in TIME_WAIT
+        held = self._held[connection.owner]
+        del held[connection.conn_id]
+        if not held:
+            del self._held[connection.owner]
+        if connection.dialled:
+            self._ports.release(connection.local.port)
+
+    # Events
+
+    def _publish_incoming(self, connection: Connection) -> None:
+        data = {
+            "conn_id": connection.conn_id,
+            "dst_port": connection.local.port,
+            "src_addr": str(connection.remote.address),
+            "src_port": connection.remote.port,
+        }
+        self._events.publish("conn.syn_received", data)
+        self._events.publish("conn.established", data)
+
+    def _publish_end(self, connection: Connection) -> None:
+        data = {
+            "conn_id": connection.conn_id,
+            "local_port": connection.local.port,
+            "remote_addr": str(connection.remote.address),
+            "remote_port": connection.remote.port,
+        }
+        self._events.publish("conn.rst" if connection.state is ConnState.CLOSED else "conn.fin", data)
+        if connection.dialled and connection.remote.port == DATA_EXCHANGE and connection.figures().bytes_recv:
+            self._events.publish(
+                "file.delivered", {key: data[key] for key in ("conn_id", "remote_addr", "remote_port")}
+            )
