@@ -196,10 +196,7 @@ class FakeClient(Client):
 
     def _fail(self, route: Route, exc: Exception) -> None:
         if route.replies and not self._closed:
-            text = str(exc)
-            if not text.startswith(route.error_prefix):
-                text = route.error_prefix + text
-            self._put(ipc.encode_error(text))
+            self._put(ipc.encode_error(route.error_prefix + str(exc)))
 
     # The client's side
 

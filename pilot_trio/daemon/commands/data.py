@@ -8,8 +8,9 @@ stops its senders and nobody else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import trio
 
@@ -17,12 +18,18 @@ from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.datagrams import Datagrams
 from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Route
 from pilot_trio.daemon.streams import PortListener, StreamTable
-from pilot_trio.errors import CommandError, DialCancelled, DialError, IPCClosedError
+from pilot_trio.errors import CommandError, DecodeError, DialCancelled, DialError, IPCClosedError
 from pilot_trio.wire import ipc
 from pilot_trio.wire.ipc import Code, Target
 
 CLIENT_CONNECTIONS_MAX: Final = 4096  # live connections of one client, checked at Dial only; protocol, `spec/ipc.md` §8
 RECV_DATA_MAX: Final = 65_536  # bytes per Recv frame; larger ones only delay the frames behind them in the queue
+
+
+_SEND_TO_PREFIX = "sendto: "  # by it clients tell a late answer of a confirmed send from others; `spec/ipc.md` §5.3
+_BROADCAST_PREFIX = "broadcast: "
+
+T = TypeVar("T")
 
 
 class DataNode(Protocol):
@@ -48,8 +55,8 @@ def routes(node: DataNode) -> CommandTable:
         Code.CLOSE: Route(commands.close),
         Code.CANCEL: Route(commands.cancel, Lane.FIFO, replies=False),
         Code.SEND_TO: Route(commands.send_to, Lane.FIFO, replies=False),
-        Code.SEND_TO_CONFIRM: Route(commands.send_to_confirm, Lane.FIFO, error_prefix="sendto: "),
-        Code.BROADCAST: Route(commands.broadcast, error_prefix="broadcast: "),
+        Code.SEND_TO_CONFIRM: Route(commands.send_to_confirm, Lane.FIFO, error_prefix=_SEND_TO_PREFIX),
+        Code.BROADCAST: Route(commands.broadcast, error_prefix=_BROADCAST_PREFIX),
     }
 
 
@@ -172,7 +179,7 @@ class _DataCommands:
         self._datagrams.send_or_drop(ipc.decode_send_to(payload))
 
     def send_to_confirm(self, client: Client, payload: bytes) -> bytes | Later:
-        target = ipc.decode_send_to(payload)
+        target = _decode(ipc.decode_send_to, payload, _SEND_TO_PREFIX)
         if self._datagrams.send_nowait(target):
             return ipc.encode_frame(Code.SEND_TO_OK)
         return Later(partial(self._send_confirmed, target))
@@ -182,11 +189,20 @@ class _DataCommands:
         return ipc.encode_frame(Code.SEND_TO_OK)
 
     def broadcast(self, client: Client, payload: bytes) -> Later:
-        return Later(partial(self._broadcast, ipc.decode_broadcast(payload)))
+        request = _decode(ipc.decode_broadcast, payload, _BROADCAST_PREFIX)
+        return Later(partial(self._broadcast, request))
 
     async def _broadcast(self, request: ipc.Broadcast) -> bytes:
         await self._datagrams.broadcast(request)
         return ipc.encode_frame(Code.BROADCAST_OK)
+
+
+def _decode(decode: Callable[[bytes], T], payload: bytes, prefix: str) -> T:
+    """Decode a request whose route puts `prefix` before every error; the decoder's text has it already."""
+    try:
+        return decode(payload)
+    except DecodeError as exc:
+        raise DecodeError(str(exc).removeprefix(prefix)) from exc
 
 
 async def _accept(client: Client, listener: PortListener) -> None:
