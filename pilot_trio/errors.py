@@ -111,6 +111,10 @@ class RegistryUnavailable(RegistryError):
     """No answer could be had from the registry: refused, closed, timed out, or not yet connected."""
 
 
+class StoreError(PilotError):
+    """The registry's store could not write; what was to be kept waits in memory, and no answer may promise it."""
+
+
 class CommandError(PilotError):
     """A local client's request failed; the text goes into its error frame unchanged (`spec/ipc.md` §4)."""
 
@@ -125,3 +129,7 @@ class IPCClosedError(PilotError):
     Raised at once, also in tasks that were waiting for room in its queue: a frame is never enqueued silently for a
     client that is not there.
     """
+
+
+class DaemonUnavailable(IPCClosedError):
+    """No daemon answers on the socket; the text names the path, the reason and what to do."""

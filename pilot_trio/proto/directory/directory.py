@@ -153,9 +153,9 @@ class Directory:
         result["type"] = f"{kind}_ok"
         return result
 
-    def connection_closed(self, connection_id: int) -> None:
+    def disconnected(self, peer: PeerInfo) -> None:
         """Note that a connection is gone: handshakes that its last polls carried away wait again (§5.2, policy)."""
-        trust.connection_closed(self._tables, connection_id)
+        trust.connection_closed(self._tables, peer.connection_id)
 
     def take_changes(self) -> list[Change]:
         """Return the rows to store since the last call: all of them in one transaction."""

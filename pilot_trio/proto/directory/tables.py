@@ -6,8 +6,8 @@ rendered when it is taken, so a row changed twice is written once, and always as
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple, TypeVar
 
 import attrs
 
@@ -24,6 +24,8 @@ from pilot_trio.proto.directory.records import (
     from_row,
     to_row,
 )
+
+V = TypeVar("V")
 
 STALE_AFTER: Final = 1800.0  # seconds without a sign of life until a node is reaped; spec registry §9.1
 MAX_NODES: Final = 1_000_000  # node ids ever given out; ids are kept for ever, so this bounds memory and disk
@@ -151,6 +153,12 @@ class Tables:
         for node in self.nodes.values():
             node.stale_from = now
             node.stored_seen = node.last_seen
+        for mails in (*self.requests.values(), *self.responses.values()):
+            _reorder(mails, lambda mail: mail.timestamp)
+        for invites in self.invites.values():
+            _reorder(invites, lambda invite: invite.timestamp)
+        for asking in self.pending.values():
+            _reorder(asking, lambda asked_at: asked_at)
         self._check()
 
     def _load_row(self, table: str, key: str, row: Any) -> None:
@@ -285,3 +293,10 @@ class Tables:
         if a == b or self.trusted(a, b):
             return True
         return not self.joined.get(a, set()).isdisjoint(self.joined.get(b, set()))
+
+
+def _reorder(box: dict[int, V], age: Callable[[V], float]) -> None:
+    """Put the oldest first, as it was before it was stored."""
+    items = sorted(box.items(), key=lambda item: age(item[1]))
+    box.clear()
+    box.update(items)
