@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import attrs
 
@@ -12,6 +12,26 @@ from pilot_trio.crypto.identity import Identity
 REFERENCE_VERSION: Final = (
     "1.18.0"  # what Info and `register` say; clients compare it, so it names the dialect we speak
 )
+
+
+@attrs.define(eq=False)
+class TunnelStatistics:
+    """What Info and Health say about tunnels to other nodes: the one place that the tunnel part fills.
+
+    A node without tunnels reaches itself alone, so zeros are the truth. Sizes are bytes of datagrams.
+    """
+
+    peers: int = 0
+    encrypted_peers: int = 0
+    authenticated_peers: int = 0
+    relay_peers: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    packets_sent: int = 0
+    packets_received: int = 0
+    encryption_successes: int = 0
+    encryption_failures: int = 0
+    peer_rows: list[dict[str, Any]] = attrs.field(factory=list)  # `spec/ipc.md` §5.9, `peer_list`
 
 
 @attrs.define(eq=False)
@@ -30,6 +50,7 @@ class NodeState:
     networks: list[NetworkId] = attrs.field(factory=list)  # joined ones, without the backbone
     allowed_ports: dict[NetworkId, frozenset[int]] = attrs.field(factory=dict)  # empty or absent: all ports allowed
     registry_reachable: bool = False  # the last exchange with the registry got an answer
+    tunnel: TunnelStatistics = attrs.field(factory=TunnelStatistics)
 
     @property
     def registered(self) -> bool:

@@ -1,1 +1,25 @@
-"""See the module list in the architecture page."""
+"""The daemon's commands: one module per subject, one plain function per command (`daemon/dispatch.py`).
+
+- `data`: ports, streams, datagrams
+- `state`: info and health
+- `naming`: hostname, visibility, tags, key, webhook, registration
+- `trust`: handshakes
+- `networks`: membership, invitations
+- `managed`: policies and member tags
+- `signing`: badges, recovery, signed requests
+- `parts`: what they need of the node
+"""
+
+from __future__ import annotations
+
+from pilot_trio.daemon.commands import data, managed, naming, networks, signing, state, trust
+from pilot_trio.daemon.commands.parts import NodeParts as NodeParts
+from pilot_trio.daemon.dispatch import CommandTable
+
+
+def build_table(node: NodeParts) -> CommandTable:
+    """Return every command that the daemon knows; a code that is not in it is answered `unknown command`."""
+    table: CommandTable = {}
+    for module in (data, state, naming, trust, networks, managed, signing):
+        table.update(module.routes(node))
+    return table

@@ -1,0 +1,526 @@
+"""The trust service: requests and answers between nodes, over streams where possible, else through the registry.
+
+What follows from what is decided in `proto/trust.py`; this shell asks the registry for keys, carries messages, wakes
+whoever waits for trust, publishes events, and keeps `trust.json` up to date (`spec/services.md` §1). Polling the
+registry's mailbox is in `daemon/mailbox.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from pilot_trio.address import BACKBONE, NetworkId, NodeId
+from pilot_trio.daemon.events import EventBus
+from pilot_trio.daemon.interfaces import Lookup, Registry
+from pilot_trio.daemon.mailbox import Mailbox
+from pilot_trio.daemon.state import NodeState
+from pilot_trio.daemon.trust_store import TrustStore
+from pilot_trio.errors import CommandError, DialError, RegistryError
+from pilot_trio.proto.trust import (
+    GRANTING,
+    OUTGOING_MAX,
+    Drop,
+    ReplayMemory,
+    Request,
+    TrustTable,
+    Verdict,
+    check_signature,
+    sanitise,
+    screen,
+)
+from pilot_trio.services.handshake import HANDSHAKE_PORT, close_later
+from pilot_trio.wire.handshake import HandshakeMessage, Kind, make_message
+from pilot_trio.wire.registry import Message, handshake_text, pair_text, respond_text
+
+WAIT_MAX: Final = 30.0  # seconds that a client may wait for trust; protocol, `spec/ipc.md` §5.5
+REAP_INTERVAL: Final = 300.0  # seconds between clean-ups of expired records; protocol, `spec/services.md` §1.13
+RELAY_AGAIN: Final = 900.0  # seconds; a receiver may take a second direct request for a replay that long, §1.4
+BACKGROUND_MAX: Final = 256  # messages and reports under way; more are given up, the registry's mailbox repairs that
+
+_log = logging.getLogger("pilot_trio.trust")
+_APPROVED_LINE: Final = {
+    Verdict.MUTUAL: "mutual handshake auto-approved",
+    Verdict.SAME_NETWORK: "same network handshake auto-approved",
+    Verdict.AUTO_APPROVE: "handshake auto-approved (trust-auto-approve enabled)",
+}
+
+Dial = Callable[[NodeId, int], Awaitable[trio.abc.Stream]]
+
+
+class TrustService:
+    """Trust between this node and others.
+
+    Args:
+      state: who we are.
+      registry: relays requests and answers, and learns of trust.
+      resolver: names the keys and networks of others.
+      events: where changes are published.
+      dial: opens a stream to a port of a node; raises `DialError`.
+      path: `trust.json`; None keeps nothing.
+      auto_approve: approve every request.
+      keepalive: seconds between polls of an idle node.
+      wall_time: Unix seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: NodeState,
+        registry: Registry,
+        resolver: Lookup,
+        events: EventBus,
+        dial: Dial,
+        path: Path | None = None,
+        auto_approve: bool = False,
+        keepalive: float = 60.0,
+        wall_time: Callable[[], float] = time.time,
+    ) -> None:
+        self._state = state
+        self._registry = registry
+        self._resolver = resolver
+        self._events = events
+        self._dial = dial
+        self._auto_approve = auto_approve
+        self._now = wall_time
+        self._table = TrustTable()
+        self._replays = ReplayMemory()
+        self._store = TrustStore(path, lambda: self._table, wall_time)
+        self._mailbox = Mailbox(state, registry, self._on_relayed_request, self._on_relayed_response, keepalive)
+        self._requesting: set[NodeId] = set()
+        self._sent_directly: OrderedDict[NodeId, float] = OrderedDict()  # when, oldest first; at most OUTGOING_MAX
+        self._waiters: dict[NodeId, trio.lowlevel.ParkingLot] = {}
+        self._nursery: trio.Nursery | None = None
+        self._background = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Load what is stored, report the start, and serve until cancelled; what changed is stored on the way out."""
+        if (table := await self._store.load()) is not None:
+            self._table = table
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._store.run)
+                nursery.start_soon(self._mailbox.run)
+                nursery.start_soon(self._reap)
+                self._nursery = nursery
+                task_status.started()
+        finally:
+            self._nursery = None
+            await self._store.flush()  # last, because a poll that was under way may have brought something
+
+    # What others ask
+
+    @property
+    def pending_count(self) -> int:
+        """How many requests wait for the operator."""
+        return len(self._table.pending)
+
+    def is_trusted(self, node: int) -> bool:
+        """Say whether a peer is on the trusted list; the own id is not, unless it shook hands with itself."""
+        return node in self._table.trusted
+
+    def admits(self, node: int) -> bool:
+        """Say whether a node may reach us as a trusted one: a trusted peer, or ourselves."""
+        return node in self._table.trusted or (node == self._state.node_id and self._state.registered)
+
+    def trusted_ids(self) -> list[NodeId]:
+        """Return the trusted peers; enrolment reports them again after the registry lost them."""
+        return list(self._table.trusted)
+
+    def known_key(self, node: int) -> str:
+        """Return the key recorded for a trusted peer, empty if none is."""
+        record = self._table.trusted.get(NodeId(node))
+        return "" if record is None else record.public_key
+
+    def pending_rows(self) -> list[dict[str, Any]]:
+        """Return the pending requests as clients see them (`spec/ipc.md` §5.5)."""
+        return [
+            {
+                "node_id": request.node_id,
+                "public_key": request.public_key,
+                "justification": request.justification,
+                "received_at": int(request.received_at),
+            }
+            for request in self._table.pending.values()
+        ]
+
+    def trusted_rows(self) -> list[dict[str, Any]]:
+        """Return the trusted peers as clients see them (`spec/ipc.md` §5.5)."""
+        return [
+            {
+                "node_id": peer.node_id,
+                "public_key": peer.public_key,
+                "approved_at": int(peer.approved_at),
+                "mutual": peer.mutual,
+                "network": peer.network,
+            }
+            for peer in self._table.trusted.values()
+        ]
+
+    def poke(self) -> None:
+        """Fetch the mailbox soon: the beacon says that something waits there. Rate-limited."""
+        self._mailbox.poke()
+
+    def may_be_answered(self, node: int) -> bool:
+        """Say whether a request to this node was sent lately, so that asking the registry may bring its answer."""
+        return self._mailbox.awaits(NodeId(node))
+
+    async def poll(self) -> None:
+        """Fetch the mailbox for a local client: at most one poll in 2 s, and at most 3 s of waiting."""
+        await self._mailbox.poll_for_client()
+
+    async def wait(self, node: int, timeout: float) -> bool:
+        """Wait until a node is trusted, at most `timeout` seconds (and at most `WAIT_MAX`); say whether it is."""
+        with trio.move_on_after(min(timeout, WAIT_MAX)):
+            if not self.admits(node) and self.may_be_answered(node):
+                await self.poll()
+            lot = self._waiters.setdefault(NodeId(node), trio.lowlevel.ParkingLot())
+            try:
+                while not self.admits(node):
+                    await lot.park()
+            finally:
+                if not lot and self._waiters.get(NodeId(node)) is lot:
+                    del self._waiters[NodeId(node)]
+        return self.admits(node)
+
+    # What the operator does
+
+    async def request(self, node: int, justification: str) -> bool:
+        """Ask a node for trust; False if such a request is under way already.
+
+        Returns when the request was delivered or parked at the registry. A trusted node is not asked again.
+
+        Raises:
+          CommandError: it could be neither delivered nor parked.
+        """
+        if not self._state.registered:
+            raise CommandError("this node is not registered yet: its registry has not answered")
+        peer = NodeId(node)
+        if peer in self._requesting:
+            self._mailbox.expect(peer)
+            return False
+        if not self._table.start_request(peer, self._now()):
+            return True
+        self._changed()
+        self._mailbox.expect(peer)
+        self._requesting.add(peer)
+        try:
+            await self._deliver_request(peer, justification)
+        except RegistryError as exc:
+            self._table.forget_request(peer)  # nobody has it, so nobody can answer
+            self._mailbox.settle(peer)
+            self._changed()
+            raise CommandError(f"handshake relay: {exc}") from exc
+        finally:
+            self._requesting.discard(peer)
+        return True
+
+    def approve(self, node: int) -> None:
+        """Trust a node whose request is pending; without one nothing happens."""
+        peer = NodeId(node)
+        if not self._table.approve(peer, self._now()):
+            return
+        self._log("handshake approved", peer)
+        self._events.publish("handshake.approved", {"peer_node_id": peer})
+        self._publish_change(peer, "granted", "approved")
+        self._changed()
+        self._soon(self._report_trust, peer)
+        self._soon(self._respond, peer, True)
+        self._soon(self._try_direct, peer, Kind.ACCEPT)
+
+    def reject(self, node: int, reason: str) -> None:
+        """Drop a pending request and tell the node."""
+        peer = NodeId(node)
+        self._table.reject(peer)
+        self._log("handshake rejected", peer, reason=reason)
+        self._events.publish("handshake.rejected", {"peer_node_id": peer, "reason": reason})
+        self._changed()
+        self._soon(self._respond, peer, False)
+        self._soon(self._try_direct, peer, Kind.REJECT, reason)
+
+    def revoke(self, node: int) -> None:
+        """Withdraw trust and tell the node and the registry.
+
+        Raises:
+          CommandError: the node was not trusted. What it still had pending is gone all the same.
+        """
+        peer = NodeId(node)
+        was_trusted = self._table.revoke(peer, self._now())
+        self._mailbox.settle(peer)
+        self._changed()
+        if not was_trusted:
+            raise CommandError(f"node {node} was not trusted")
+        self._log("trust revoked", peer)
+        self._events.publish("trust.revoked", {"peer_node_id": peer})
+        self._publish_change(peer, "revoked", "local")
+        self._soon(self._try_direct, peer, Kind.REVOKE, "trust revoked")
+        self._soon(self._call_signed_pair, "revoke_trust", peer)
+
+    # What peers do, over a stream
+
+    async def receive(self, message: HandshakeMessage, stream_peer: int) -> None:
+        """Take a message that came over a stream from `stream_peer`; whatever is wrong with it, nobody is told."""
+        kind = screen(message, NodeId(stream_peer), self._now())
+        if isinstance(kind, Drop):
+            return self._dropped(message, kind)
+        own, sender = self._state.node_id, NodeId(message.node_id)
+        record: Message = {}
+        if message.public_key:
+            record = await self._record_of(sender)
+            if drop := check_signature(message, own, _key(record)):
+                return self._dropped(message, drop)
+        if self._replays.seen(message, own):
+            return self._dropped(message, Drop.REPLAYED)
+        self._replays.record(message, own, self._now())
+        if kind is Kind.REQUEST:
+            self._on_request(message, NodeId(stream_peer), record)
+        elif kind is Kind.ACCEPT:
+            self._on_accept(sender, message.public_key)
+        elif kind is Kind.REJECT:
+            self._on_reject(sender, message.reason)
+        else:
+            self._on_revoke(sender)
+        return None
+
+    def _on_request(self, message: HandshakeMessage, source: NodeId, record: Message) -> None:
+        peer, text = NodeId(message.node_id), sanitise(message.justification)
+        self._log("handshake request received", peer, justification=text)
+        self._events.publish("handshake.received", {"peer_node_id": peer, "justification": text})
+        request = Request(
+            peer,
+            source,
+            message.public_key,
+            text,
+            proven=_key(record) == message.public_key,
+            shared_network=self._shared_network(record),
+        )
+        verdict = self._table.on_request(request, self._now(), auto_approve=self._auto_approve)
+        self._after_request(request, verdict, relayed=False)
+        if verdict in GRANTING:
+            self._publish_grant(peer, verdict.value)
+            self._soon(self._report_trust, peer)
+        if verdict in GRANTING or verdict is Verdict.ALREADY:
+            self._soon(self._send_accept, peer)
+
+    def _on_accept(self, peer: NodeId, public_key: str) -> None:
+        verdict = self._table.on_accept(peer, public_key, self._now())
+        self._changed()
+        if verdict is not Verdict.GRANTED:
+            self._log("dropping handshake acceptance with no matching outgoing request", peer, why=verdict.value)
+            return
+        self._log("handshake accepted by peer", peer)
+        self._publish_change(peer, "granted", "accepted")
+        self._soon(self._report_trust, peer)
+
+    def _on_reject(self, peer: NodeId, reason: str) -> None:
+        self._table.forget_request(peer)
+        self._mailbox.settle(peer)
+        self._log("handshake rejected by peer", peer, reason=sanitise(reason))
+        self._changed()
+
+    def _on_revoke(self, peer: NodeId) -> None:
+        was_trusted = self._table.on_revoke(peer)
+        self._mailbox.settle(peer)
+        self._log("trust revoked by peer", peer)
+        self._events.publish("trust.revoked_by_peer", {"peer_node_id": peer})
+        self._publish_change(peer, "revoked", "by_peer")
+        self._changed()
+        if was_trusted:
+            self._soon(self._call_signed_pair, "revoke_trust", peer)
+
+    # What peers do, through the registry
+
+    async def _on_relayed_request(self, peer: NodeId, justification: str) -> None:
+        text = sanitise(justification)
+        self._log("relayed handshake request received", peer, "from_node_id", justification=text)
+        self._events.publish("handshake.received", {"peer_node_id": peer, "justification": text})
+        shared = BACKBONE
+        if self._state.networks and not self.is_trusted(peer):
+            shared = self._shared_network(await self._record_of(peer))
+        request = Request(peer, peer, "", text, proven=True, shared_network=shared)
+        verdict = self._table.on_request(request, self._now(), auto_approve=self._auto_approve)
+        self._after_request(request, verdict, relayed=True)
+        if verdict is Verdict.AUTO_APPROVE:
+            self._publish_grant(peer, "auto_approve_relayed")
+        if verdict in GRANTING or verdict is Verdict.ALREADY:
+            self._soon(self._respond, peer, True)
+            self._soon(self._back_fill_key, peer)
+        if verdict in GRANTING and verdict is not Verdict.MUTUAL:
+            self._soon(self._report_trust, peer)
+
+    def _on_relayed_response(self, peer: NodeId, accept: bool) -> None:
+        if not accept:
+            self._table.forget_request(peer)
+            self._mailbox.settle(peer)
+            self._log("relayed handshake rejection received", peer)
+            return self._changed()
+        self._log("relayed handshake approval received", peer)
+        verdict = self._table.on_relayed_accept(peer, self._now())
+        self._changed()
+        if verdict is Verdict.GRANTED:
+            self._log("trust established via relayed approval", peer)
+            self._publish_change(peer, "granted", "accepted")
+            self._soon(self._back_fill_key, peer)
+        return None
+
+    def _after_request(self, request: Request, verdict: Verdict, *, relayed: bool) -> None:
+        peer = request.node_id
+        if verdict is Verdict.PENDING:
+            line = "relayed handshake request pending approval" if relayed else "handshake request pending approval"
+            self._log(line, peer, "from_node_id" if relayed else "peer_node_id")
+            data = {"peer_node_id": peer, "justification": request.justification}
+            self._events.publish("handshake.pending", data)
+        elif verdict in GRANTING:
+            self._log(_APPROVED_LINE[verdict], peer)
+        elif verdict is not Verdict.ALREADY:
+            self._log("handshake request dropped", peer, why=verdict.value)
+        self._changed()
+
+    # Carrying messages
+
+    async def _deliver_request(self, peer: NodeId, justification: str) -> None:
+        try:
+            await self._send_direct(peer, Kind.REQUEST, justification=justification)
+        except (DialError, trio.BrokenResourceError) as exc:
+            self._log("direct handshake failed, relaying via registry", peer, error=str(exc))
+            await self._relay_request(peer, justification)
+            self._log("handshake relayed via registry", peer)
+            return
+        now = trio.current_time()
+        before = self._sent_directly.pop(peer, None)
+        while len(self._sent_directly) >= OUTGOING_MAX:
+            self._sent_directly.popitem(last=False)
+        self._sent_directly[peer] = now
+        if before is not None and now - before < RELAY_AGAIN:
+            self._soon(self._relay_request, peer, justification)
+
+    async def _relay_request(self, peer: NodeId, justification: str) -> None:
+        own = self._state.node_id
+        await self._registry.call(
+            "request_handshake",
+            from_node_id=own,
+            to_node_id=peer,
+            justification=sanitise(justification),
+            signature=self._state.identity.sign_text(handshake_text(own, peer)),
+        )
+
+    async def _send_accept(self, peer: NodeId) -> None:
+        try:
+            await self._send_direct(peer, Kind.ACCEPT)
+        except (DialError, trio.BrokenResourceError):
+            await self._respond(peer, True)
+
+    async def _try_direct(self, peer: NodeId, kind: Kind, reason: str = "") -> None:
+        await self._send_direct(peer, kind, reason=reason)
+
+    async def _send_direct(self, peer: NodeId, kind: Kind, *, justification: str = "", reason: str = "") -> None:
+        stream = await self._dial(peer, HANDSHAKE_PORT)
+        try:
+            message = make_message(
+                kind,
+                self._state.identity,
+                self._state.node_id,
+                peer,
+                self._now(),
+                justification=justification,
+                reason=reason,
+            )
+            await stream.send_all(message.encode())
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        self._soon(close_later, stream)
+
+    async def _respond(self, peer: NodeId, accept: bool) -> None:
+        own = self._state.node_id
+        signature = self._state.identity.sign_text(respond_text(own, peer))
+        await self._registry.call("respond_handshake", node_id=own, peer_id=peer, accept=accept, signature=signature)
+
+    async def _report_trust(self, peer: NodeId) -> None:
+        await self._call_signed_pair("report_trust", peer)
+
+    async def _call_signed_pair(self, type_: str, peer: NodeId) -> None:
+        own = self._state.node_id
+        signature = self._state.identity.sign_text(pair_text(type_, own, peer))
+        await self._registry.call(type_, node_id=own, peer_id=peer, signature=signature)
+
+    async def _back_fill_key(self, peer: NodeId) -> None:
+        if key := _key(await self._resolver.lookup(peer)):
+            self._table.bind_key(peer, key)
+            self._changed()
+
+    # Small change
+
+    async def _record_of(self, node: NodeId) -> Message:
+        """Return what the registry knows of a node; nothing if it cannot be asked."""
+        if node == self._state.node_id:
+            return {"public_key": self._state.identity.public_key_b64}
+        try:
+            return await self._resolver.lookup(node)
+        except RegistryError:
+            return {}
+
+    def _shared_network(self, record: Message) -> NetworkId:
+        theirs = record.get("networks")
+        members = theirs if isinstance(theirs, list) else []
+        return next((network for network in self._state.networks if network in members), BACKBONE)
+
+    def _changed(self) -> None:
+        """Follow every input to the table: wake who waited, publish broken bindings, have the file written."""
+        for peer in self._table.take_granted():
+            self._mailbox.settle(peer)
+            if lot := self._waiters.get(peer):
+                lot.unpark_all()
+        for peer in self._table.take_broken():
+            self._log("trust ended: peer has another key", peer)
+            self._publish_change(peer, "revoked", "key_changed")
+        self._store.changed(self._table.revision)
+
+    def _publish_grant(self, peer: NodeId, reason: str) -> None:
+        self._events.publish("handshake.auto_approved", {"peer_node_id": peer, "reason": reason})
+        self._publish_change(peer, "granted", reason)
+
+    def _publish_change(self, peer: NodeId, state: str, reason: str) -> None:
+        self._events.publish("trust.changed", {"peer_node_id": peer, "state": state, "reason": reason})
+
+    def _dropped(self, message: HandshakeMessage, drop: Drop) -> None:
+        self._log(drop.value, NodeId(message.node_id))
+
+    def _log(self, line: str, peer: NodeId, name: str = "peer_node_id", **more: object) -> None:
+        _log.info(line, extra={"kv": {name: peer, **more}})
+
+    async def _reap(self) -> None:
+        while True:
+            await trio.sleep(REAP_INTERVAL)
+            now = self._now()
+            self._replays.reap(now)
+            if stale := self._table.reap(now):
+                _log.info("reaped stale pending handshakes", extra={"kv": {"count": stale, "ttl_hours": 720}})
+            self._changed()
+
+    def _soon(self, run: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Do something whose failure only costs time: the mailbox, or the next request, makes up for it."""
+        if self._nursery is None or self._background >= BACKGROUND_MAX:
+            _log.warning("handshake step given up", extra={"kv": {"step": run.__name__}})
+            return
+        self._background += 1
+        self._nursery.start_soon(self._run_in_background, run, args)
+
+    async def _run_in_background(self, run: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
+        try:
+            await run(*args)
+        except (DialError, RegistryError, trio.BrokenResourceError) as exc:
+            _log.debug("handshake step failed", extra={"kv": {"step": run.__name__, "error": str(exc)}})
+        finally:
+            self._background -= 1
+
+
+def _key(record: Message) -> str:
+    key = record.get("public_key")
+    return key if isinstance(key, str) else ""
