@@ -10,8 +10,6 @@ Loads without Trio, so that a command line can show its help quickly.
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,6 +18,8 @@ import attrs
 
 from pilot_trio.errors import ConfigError
 from pilot_trio.net.endpoint import Endpoint as Endpoint
+from pilot_trio.paths import default_home as default_home
+from pilot_trio.paths import default_socket as default_socket
 from pilot_trio.rendezvous.settings import RendezvousConfig as RendezvousConfig
 
 KEEPALIVE: Final = 60.0  # seconds between heartbeats; protocol default, `spec/registry.md` §6.2
@@ -35,19 +35,6 @@ REGISTRY_CONNECTIONS_MAX: Final = 64  # more would be one node taking the share 
 AUTO_JOIN_MAX: Final = 256  # networks to join at start; each costs a request before the node is ready
 
 _SHA256_HEX_DIGITS: Final = 64
-
-
-def default_home() -> Path:
-    """Return the directory in which a user's node keeps its state: `~/.pilot`."""
-    return Path.home() / ".pilot"
-
-
-def default_socket() -> Path:
-    """Return the IPC socket that clients look for when told nothing (`spec/ipc.md` §1)."""
-    runtime_dir = os.environ.get("XDG_RUNTIME_DIR", "")
-    if sys.platform == "linux" and runtime_dir:
-        return Path(runtime_dir) / "pilot.sock"
-    return Path("/tmp/pilot.sock")  # noqa: S108  (the protocol's place; it is created safely)
 
 
 def _endpoint(value: Endpoint | str) -> Endpoint:
