@@ -1,0 +1,418 @@
+"""A program's side of the daemon: `open_driver` and what it gives.
+
+How it uses connections, because the protocol has no request ids and no flow control towards clients:
+
+- The **main** connection, opened first, carries confirmed datagrams and Health (their answers come in order, so any number
+  of tasks may have one under way), received datagrams, and one other request at a time.
+- **Extra** ones are opened while that other request is taking its time: so a Health never waits for a lookup, nor a
+  lookup for somebody else's. Two of them stay open for reuse. One whose request was cancelled is closed, not reused.
+- Each **dialled stream** and each **listener** has one of its own: a stream that nobody reads holds up itself only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, final
+
+import attrs
+import trio
+
+from pilot_trio.address import BACKBONE, PORT_MAX, Address, ConnId, NodeId, Port, SocketAddress
+from pilot_trio.driver.commands import Json, ManagedNetworks, Networks, Signing, Trust
+from pilot_trio.driver.datagrams import DatagramChannel
+from pilot_trio.driver.dial_errors import dial_error
+from pilot_trio.driver.link import Link
+from pilot_trio.driver.listener import PilotListener
+from pilot_trio.driver.replies import Health, Info, Resolved, decode_json
+from pilot_trio.driver.socket_path import connect, find_socket
+from pilot_trio.driver.stream import PilotStream
+from pilot_trio.errors import DaemonError, DecodeError, IPCClosedError, LocalProtocolError, PortInUse
+from pilot_trio.net.transport import Transport
+from pilot_trio.wire.ipc import (
+    SEND_DATA_MAX,
+    Accepted,
+    Code,
+    ReceivedDatagram,
+    decode_conn,
+    encode_broadcast,
+    encode_frame,
+    encode_target,
+)
+from pilot_trio.wire.ipc_requests import encode_tags
+
+REQUESTS_MAX: Final = (
+    64  # ordinary requests at once; further ones wait. Each may need a connection; the daemon has 1,024
+)
+IDLE_LINKS_MAX: Final = 2  # extra connections kept for the next request; opening one costs less than a millisecond
+_HEADER_SIZE: Final = 5  # of an encoded frame: `Link.request` takes payloads
+
+Connect = Callable[[], Awaitable[Transport]]
+Target = Address | SocketAddress | str | int
+"""A node: its address, its id, `"0:0000.0000.0001"`, `"1"` or a host name; with `:port` at the end where a port is due."""
+
+
+@attrs.frozen
+class DriverStatistics:
+    """What a driver holds and has seen."""
+
+    links: int  # connections to the daemon, the main one included
+    links_opened: int  # … over its life
+    requests: int  # under way
+    answers_owed: int  # of cancelled requests on connections still in use
+    streams: int  # open ones
+    unread: int  # bytes received and not read, over all streams
+    datagrams: int  # received, whoever they were for
+    datagrams_dropped: int  # because a channel was full
+
+
+@contextlib.asynccontextmanager
+async def open_driver(
+    socket_path: str | Path | None = None, *, connect_with: Connect | None = None
+) -> AsyncGenerator[Driver]:
+    """Connect to a daemon and give a `Driver`; leaving the block closes everything that was opened with it.
+
+        async with pilot_trio.open_driver() as node:
+            async with await node.dial("agent-b", 5000) as stream:
+                await stream.send_all(b"hello")
+
+    Args:
+      socket_path: the daemon's socket; None means the one that `pilotctl` would use (`find_socket`).
+      connect_with: opens connections instead, in tests for example.
+
+    Raises:
+      DaemonUnavailable: nobody answers on the socket.
+
+    An exception of the block comes out as it is, not wrapped in a group: the driver's own tasks never fail.
+    """
+    if connect_with is None:
+        path = await trio.to_thread.run_sync(find_socket) if socket_path is None else Path(socket_path)
+        connect_with = partial(connect, path)
+    transport = await connect_with()
+    error: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        driver = Driver(nursery, connect_with, transport)
+        try:
+            yield driver
+        except Exception as exc:
+            error = exc  # raised again below, outside of the nursery that would wrap it
+        finally:
+            driver.close()
+            nursery.cancel_scope.cancel()
+    if error is not None:
+        raise error
+
+
+@final
+class Driver:
+    """A connection to a daemon. Made by `open_driver`; usable from any number of tasks at once.
+
+    Every method that asks the daemon raises `DaemonError`, with the daemon's text unchanged, if that says no, and
+    `IPCClosedError` if the daemon is gone. Every one may be cancelled at any time without harm to the others: a request
+    that was already sent is carried out, and its answer is dropped. There are no time limits; put one around the call.
+
+    A driver whose daemon has gone stays so. Open a new one.
+
+    Attributes:
+      trust, networks, managed, signing: the commands of these subjects.
+    """
+
+    def __init__(self, nursery: trio.Nursery, connect_with: Connect, transport: Transport) -> None:
+        self._nursery = nursery
+        self._connect = connect_with
+        self._links: set[Link] = set()
+        self._idle: list[Link] = []
+        self._requests = trio.CapacityLimiter(REQUESTS_MAX)
+        self._channels: list[DatagramChannel] = []
+        self._links_opened = 0
+        self._datagrams = 0
+        self._datagrams_dropped = 0
+        self._confirms = True  # until the daemon says that it does not know how
+        self._main = self._start(Link(transport, on_datagram=self._on_datagram, on_close=self._on_main_lost))
+        self.trust = Trust(self.command)
+        self.networks = Networks(self.command)
+        self.managed = ManagedNetworks(self.command)
+        self.signing = Signing(self.command)
+
+    def __repr__(self) -> str:
+        state = "open" if self._main.failure is None else "closed"
+        return f"<Driver {state}, {len(self._links)} connections>"
+
+    # Streams
+
+    async def dial(self, target: Target, port: int | None = None) -> PilotStream:
+        """Open a stream to a port of a node: `dial("agent-b", 5000)`, `dial("0:0000.0000.0001:5000")`.
+
+        A host name is looked up first (`resolve`). Cancelled, it leaves nothing behind: the daemon is told to give up, and
+        closes the stream if it was faster.
+
+        Raises:
+          DialError: in the class that says why: `DialRefused`, `DialTimeout`, `NoRoute`, `PortsExhausted`, …
+          DecodeError: `target` has no port and none was given.
+        """
+        destination = await self._locate(target, port)
+        stream: PilotStream | None = None
+        link = await self._open_link()
+
+        def opened(payload: bytes) -> None:
+            nonlocal stream
+            conn_id, _ = decode_conn(payload)
+            stream = PilotStream(link, conn_id, destination, Port(0), link.close)
+
+        payload = encode_target(Code.DIAL, destination.address, destination.port)[_HEADER_SIZE:]
+        try:
+            await link.request(Code.DIAL, payload, on_success=opened)
+        except DaemonError as exc:
+            link.close()
+            raise dial_error(exc) from exc
+        except BaseException:
+            # A dial goes on for up to half a minute after its client has left, unless the daemon is told.
+            with contextlib.suppress(IPCClosedError):
+                link.post(encode_frame(Code.CANCEL))
+            link.close()
+            raise
+        assert stream is not None
+        return stream
+
+    async def listen(self, port: int) -> PilotListener:
+        """Bind a port and accept streams on it: `await trio.serve_listeners(handler, [await node.listen(5000)])`.
+
+        Raises:
+          PortInUse: somebody has bound it, or it belongs to a service of the daemon (7, 444, 1001, 1002).
+        """
+        number = _port(port)
+        listener: PilotListener
+
+        def accepted(push: Accepted) -> None:
+            listener.on_accept(push)
+
+        def lost(cause: Exception) -> None:
+            listener.on_link_closed(cause)
+
+        link = await self._open_link(on_accept=accepted, on_close=lost)
+        listener = PilotListener(number, link)
+        try:
+            await link.request(Code.BIND, number.to_bytes(2, "big"))
+        except DaemonError as exc:
+            link.close()
+            raise (PortInUse(number) if str(exc) == str(PortInUse(number)) else exc) from exc
+        except BaseException:
+            link.close()
+            raise
+        return listener
+
+    async def disconnect(self, conn_id: int) -> None:
+        """Close any connection of the daemon by its number, whoever owns it. An unknown number is not an error."""
+        await self.command(Code.CLOSE, ConnId(conn_id).to_bytes(4, "big"))
+
+    # Datagrams
+
+    async def send_datagram(self, target: Target, data: bytes, port: int | None = None) -> bool:
+        """Send a datagram: `send_datagram("agent-b:5000", b"hi")`. Return whether the daemon confirmed it.
+
+        Confirmed means handed to the network, not delivered. False: the daemon is too old to say.
+
+        Raises:
+          DaemonError: it could not be sent; the text starts with `sendto: `.
+          LocalProtocolError: `data` does not fit into a request.
+        """
+        if len(data) > SEND_DATA_MAX:
+            raise LocalProtocolError(f"a datagram holds 65,535 bytes, not {len(data)}")
+        destination = await self._locate(target, port)
+        if self._confirms:
+            payload = encode_target(Code.SEND_TO_CONFIRM, *destination, data)[_HEADER_SIZE:]
+            try:
+                await self._ordered(Code.SEND_TO_CONFIRM, payload)
+            except DaemonError as exc:
+                if not str(exc).startswith("unknown command: 0x39"):
+                    raise
+                self._confirms = False
+            else:
+                return True
+        while not self._main.has_room:
+            await self._main.wait_changed()
+        self._main.post(encode_target(Code.SEND_TO, *destination, data))
+        await trio.lowlevel.checkpoint()
+        return False
+
+    def datagrams(self, port: int | None = None) -> DatagramChannel:
+        """Receive the datagrams that arrive for a port from now on, or for every port.
+
+            async with node.datagrams(5000) as datagrams:
+                async for source, source_port, port, data in datagrams:
+                    ...
+
+        No port has to be bound for that. Raises `IPCClosedError` if the daemon is gone.
+        """
+        self._main.check()
+        channel = DatagramChannel(None if port is None else _port(port), self._channels.remove)
+        self._channels.append(channel)
+        return channel
+
+    async def broadcast(self, network: int, port: int, data: bytes, token: str) -> None:
+        """Send a datagram to every member of a network; `token` is the daemon's admin token."""
+        frame = encode_broadcast(network, _port(port), token.encode(), data)
+        await self.command(Code.BROADCAST, frame[_HEADER_SIZE:])
+
+    # The node
+
+    async def info(self) -> Info:
+        """Return what the daemon is and has; up to 200 ms old."""
+        return Info.decode(await self.command(Code.INFO))
+
+    async def health(self) -> Health:
+        """Return a snapshot of the daemon, which waits for nothing to take it."""
+        return Health.decode(await self._ordered(Code.HEALTH))
+
+    async def resolve(self, hostname: str) -> Resolved:
+        """Look a node up by name."""
+        return Resolved.decode(await self.command(Code.RESOLVE_HOSTNAME, hostname.encode()))
+
+    async def set_hostname(self, hostname: str) -> Json:
+        """Give this node a name, or none (`""`)."""
+        return await self._json(Code.SET_HOSTNAME, hostname.encode())
+
+    async def set_public(self, public: bool) -> Json:
+        """Let everybody see this node's endpoint, or only those that it trusts."""
+        return await self._json(Code.SET_VISIBILITY, bytes([public]))
+
+    async def set_tags(self, tags: Sequence[str]) -> Json:
+        """Replace this node's tags, at most three."""
+        return await self._json(Code.SET_TAGS, encode_tags(tags))
+
+    async def set_webhook(self, url: str) -> Json:
+        """Send events to a URL, or to none (`""`)."""
+        return await self._json(Code.SET_WEBHOOK, url.encode())
+
+    async def deregister(self) -> Json:
+        """Take this node out of the registry; the daemon registers again when it finds out."""
+        return await self._json(Code.DEREGISTER)
+
+    async def rotate_key(self) -> Json:
+        """Give this node a new key pair."""
+        return await self._json(Code.ROTATE_KEY)
+
+    async def prefer_direct(self, node: int) -> Json:
+        """Forget how a node was reached and try again to reach it directly."""
+        return await self._json(Code.PREFER_DIRECT, NodeId(node).to_bytes(4, "big"))
+
+    async def command(self, command: Code, payload: bytes = b"") -> bytes:
+        """Send any request that is answered, and return the payload of its answer: for what has no method here."""
+        async with self._requests:
+            self._main.check()
+            link = self._free_link(command) or await self._open_link()
+            try:
+                return await link.request(command, payload)
+            finally:
+                self._give_back(link, command)
+
+    def statistics(self) -> DriverStatistics:
+        """Return what the driver holds and has seen."""
+        return DriverStatistics(
+            links=len(self._links),
+            links_opened=self._links_opened,
+            requests=self._requests.borrowed_tokens,
+            answers_owed=sum(link.owed for link in self._links),
+            streams=sum(link.streams for link in self._links),
+            unread=sum(link.unread for link in self._links),
+            datagrams=self._datagrams,
+            datagrams_dropped=self._datagrams_dropped,
+        )
+
+    # What `open_driver` calls
+
+    def close(self) -> None:
+        """Close every connection at once; the daemon closes what belongs to them."""
+        for link in list(self._links):
+            link.close()
+
+    # Connections
+
+    async def _open_link(
+        self,
+        *,
+        on_accept: Callable[[Accepted], None] | None = None,
+        on_close: Callable[[Exception], None] | None = None,
+    ) -> Link:
+        return self._start(Link(await self._connect(), on_accept=on_accept, on_close=on_close))
+
+    def _start(self, link: Link) -> Link:
+        self._links.add(link)
+        self._links_opened += 1
+        self._nursery.start_soon(self._run, link)
+        return link
+
+    async def _run(self, link: Link) -> None:
+        try:
+            await link.run()
+        finally:
+            self._links.discard(link)
+            if link in self._idle:
+                self._idle.remove(link)
+
+    def _free_link(self, command: Code) -> Link | None:
+        if self._main.is_free(command):
+            return self._main
+        return self._idle.pop() if self._idle else None
+
+    def _give_back(self, link: Link, command: Code) -> None:
+        if link is self._main:
+            return  # an answer still owed keeps it busy for ordinary requests until that answer has come
+        if link.is_free(command) and len(self._idle) < IDLE_LINKS_MAX:
+            self._idle.append(link)
+        else:
+            link.close()
+
+    async def _ordered(self, command: Code, payload: bytes = b"") -> bytes:
+        return await self._main.request(command, payload)
+
+    async def _json(self, command: Code, payload: bytes = b"") -> Json:
+        return decode_json(await self.command(command, payload))
+
+    async def _locate(self, target: Target, port: int | None) -> SocketAddress:
+        node, number = _split(target, port)
+        if isinstance(node, str):
+            return SocketAddress((await self.resolve(node)).address, number)
+        await trio.lowlevel.checkpoint()
+        return SocketAddress(node, number)
+
+    def _on_datagram(self, datagram: ReceivedDatagram) -> None:
+        self._datagrams += 1
+        for channel in self._channels:
+            self._datagrams_dropped += channel.offer(datagram)
+
+    def _on_main_lost(self, cause: Exception) -> None:
+        for channel in self._channels:
+            channel.end(cause)
+
+
+def _split(target: Target, port: int | None) -> tuple[Address | str, Port]:
+    """Return the node, as an address or else as a host name, and the port."""
+    if isinstance(target, SocketAddress):
+        return target.address, target.port if port is None else _port(port)
+    if port is None:
+        if not isinstance(target, str) or ":" not in target:
+            raise DecodeError(f"{target} names no port")
+        target, _, text = target.rpartition(":")
+        if not (text.isascii() and text.isdigit()):
+            raise DecodeError(f"{text!r} is not a port")
+        port = int(text)
+    return _node(target), _port(port)
+
+
+def _node(target: Address | str | int) -> Address | str:
+    if isinstance(target, Address):
+        return target
+    if isinstance(target, int):
+        return Address(BACKBONE, NodeId(target))
+    if target.isascii() and target.isdigit():
+        return Address(BACKBONE, NodeId(int(target)))
+    return Address.parse(target) if ":" in target else target
+
+
+def _port(port: int) -> Port:
+    if not 0 <= port <= PORT_MAX:
+        raise DecodeError(f"{port} is not a port")
+    return Port(port)
