@@ -149,6 +149,18 @@ class SystemNetwork(Network):
         return Endpoint(str(host), int(port))
 
 
+def remote_endpoint(stream: trio.abc.Stream) -> Endpoint:
+    """Return where the other end of a connection is; loopback and port 0 for streams that do not know."""
+    if isinstance(stream, trio.SocketStream):
+        try:
+            host, port = stream.socket.getpeername()[:2]
+        except OSError:  # it was reset already; the first read will tell
+            return Endpoint("0.0.0.0", 0)  # noqa: S104 - not a bind, and not an address that deserves privileges
+        return Endpoint(host, port)
+    found = getattr(stream, "remote_endpoint", None)
+    return found if isinstance(found, Endpoint) else Endpoint("127.0.0.1", 0)
+
+
 def client_tls(
     stream: trio.abc.Stream, context: ssl.SSLContext, server_hostname: str
 ) -> trio.SSLStream[trio.abc.Stream]:

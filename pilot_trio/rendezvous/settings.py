@@ -18,6 +18,9 @@ REGISTRY_ENDPOINT: Final = Endpoint("127.0.0.1", 9000)  # the protocol's default
 BEACON_ENDPOINT: Final = Endpoint("127.0.0.1", 9001)  # the protocol's default port; registry terms
 STALE_THRESHOLD: Final = 30 * 60.0  # seconds without a heartbeat before a node's record is reaped; registry §9.1
 
+# Local programs are free of limits by source: many nodes may share a machine, and a local flood needs no network.
+LOOPBACK_NETWORKS: Final = ("127.0.0.0/8", "::1/128")
+
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -45,7 +48,9 @@ class RendezvousConfig:
     store: Path | None = None  # database file; None: in memory, forgotten at the end
     admin_token: str = attrs.field(default="", repr=False)  # "": administrative requests are refused
     stale_threshold: float = attrs.field(default=STALE_THRESHOLD)  # seconds
-    unlimited: tuple[IPNetwork, ...] = attrs.field(default=(), converter=_networks)  # sources free of rate limits
+    unlimited: tuple[IPNetwork, ...] = attrs.field(  # sources free of limits that go by source
+        default=LOOPBACK_NETWORKS, converter=_networks
+    )
 
     @stale_threshold.validator
     def _check_stale_threshold(self, _attribute: object, value: float) -> None:

@@ -1,0 +1,180 @@
+"""The beacon: tells nodes where they appear from, and pokes those for whom something waits at the registry.
+
+`spec/tunnel.md` §14. One task reads the socket and answers each datagram in place; a second one sends postponed notifies.
+Nothing here waits for anybody: what cannot be sent at once is dropped and counted, as UDP would.
+
+Relaying and hole punching are not part of it: such messages are counted as `UNSUPPORTED` and ignored, which to a node looks
+like a beacon that does not know its peer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Final
+
+import attrs
+import trio
+
+from pilot_trio.address import NodeId
+from pilot_trio.errors import DecodeError
+from pilot_trio.net.endpoint import Endpoint
+from pilot_trio.net.network import DatagramSocket
+from pilot_trio.proto.limits import KeyedBuckets
+from pilot_trio.rendezvous.endpoint_table import EndpointTable, Noted, NotifySchedule
+from pilot_trio.wire.beacon import (
+    BeaconMessage,
+    Discover,
+    DiscoverReply,
+    Notify,
+    NotifyKind,
+    PunchRequest,
+    Relay,
+    Sync,
+    decode,
+)
+
+logger: Final = logging.getLogger("pilot_trio.beacon")
+
+DISCOVER_RATE: Final = 100.0  # discovers per second and source host; 6,000 nodes behind one NAT send as many
+DISCOVER_SOURCES: Final = 50_000  # source hosts whose rate is tracked, about 15 MB; the one silent longest goes first
+
+_HANDSHAKE_WAITS: Final = Notify(NotifyKind.HANDSHAKE).encode()
+
+
+class Drop(Enum):
+    """Why a datagram, or an answer to one, went nowhere."""
+
+    MALFORMED = "malformed"
+    NOT_FOR_BEACONS = "not for beacons"  # a message that only beacons send
+    UNSUPPORTED = "unsupported"  # relay, punch, gossip
+    RATE_LIMITED = "rate limited"
+    UNSENT = "unsent"  # the socket did not take the answer
+
+
+@attrs.frozen
+class BeaconStatistics:
+    """What a beacon has done so far, and what it knows now."""
+
+    endpoints: int  # nodes whose endpoint is known
+    discovers: int
+    moves_refused: int  # endpoint changes that came too soon
+    strangers: int  # discovers of ids that the registry does not know; answered, not remembered
+    notifies: int
+    drops: Mapping[Drop, int]
+
+
+@attrs.define(eq=False)
+class BeaconServer:
+    """One beacon on one socket.
+
+    Args:
+      is_registered: whether the registry knows a node; others get an answer and leave no trace.
+      is_unlimited: whether a source host is free of rate limits.
+    """
+
+    is_registered: Callable[[NodeId], bool]
+    is_unlimited: Callable[[str], bool]
+    table: EndpointTable = attrs.field(factory=EndpointTable)
+    _schedule: NotifySchedule = attrs.field(factory=NotifySchedule, init=False)
+    _postponed: trio.Event = attrs.field(factory=trio.Event, init=False)  # set when a notify was put off
+    _rates: KeyedBuckets[str] = attrs.field(
+        factory=lambda: KeyedBuckets(DISCOVER_RATE, DISCOVER_RATE, DISCOVER_SOURCES), init=False
+    )
+    _socket: DatagramSocket | None = attrs.field(default=None, init=False)
+    _discovers: int = attrs.field(default=0, init=False)
+    _moves_refused: int = attrs.field(default=0, init=False)
+    _strangers: int = attrs.field(default=0, init=False)
+    _notifies: int = attrs.field(default=0, init=False)
+    _drops: Counter[Drop] = attrs.field(factory=Counter, init=False)
+
+    async def serve(self, socket: DatagramSocket) -> None:
+        """Answer datagrams until cancelled; closes the socket then."""
+        self._socket = socket
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_postponed)
+                while True:
+                    self._handle_untrusted(*await socket.receive())
+        finally:
+            self._socket = None
+            socket.close()
+
+    def notify(self, node: NodeId) -> bool:
+        """Tell `node` that a handshake waits at the registry; False if nobody knows where it is. Never waits."""
+        now = trio.current_time()
+        if self.table.find(node, now) is None:
+            return False
+        if self._schedule.offer(node, now):
+            self._send_notify(node, now)
+        else:
+            self._postponed.set()
+        return True
+
+    def statistics(self) -> BeaconStatistics:
+        """Return the counters."""
+        self.table.expire(trio.current_time())
+        return BeaconStatistics(
+            endpoints=len(self.table),
+            discovers=self._discovers,
+            moves_refused=self._moves_refused,
+            strangers=self._strangers,
+            notifies=self._notifies,
+            drops={reason: self._drops[reason] for reason in Drop},
+        )
+
+    def _handle_untrusted(self, datagram: bytes, source: Endpoint) -> None:
+        """Handle one datagram. Whatever is in it, the next one is handled too."""
+        try:
+            message = decode(datagram)
+        except DecodeError:
+            self._drops[Drop.MALFORMED] += 1
+            return
+        try:
+            self._handle(message, source)
+        except Exception:
+            logger.exception("beacon message failed type=%s", type(message).__name__)
+
+    def _handle(self, message: BeaconMessage, source: Endpoint) -> None:
+        if isinstance(message, Discover):
+            self._on_discover(message, source)
+        elif isinstance(message, Relay | PunchRequest | Sync):
+            self._drops[Drop.UNSUPPORTED] += 1
+        else:
+            self._drops[Drop.NOT_FOR_BEACONS] += 1
+
+    def _on_discover(self, message: Discover, source: Endpoint) -> None:
+        now = trio.current_time()
+        if not self.is_unlimited(source.host) and not self._rates.take(source.host, now):
+            self._drops[Drop.RATE_LIMITED] += 1
+            return
+        self._discovers += 1
+        # Id 0 is a node that is about to register and asks for its address only.
+        if message.node and self.is_registered(message.node):
+            if self.table.note(message.node, source, now) is Noted.TOO_SOON:
+                self._moves_refused += 1
+        elif message.node:
+            self._strangers += 1
+        self._send(DiscoverReply(source.host, source.port).encode(), source)
+
+    async def _send_postponed(self) -> None:
+        while True:
+            self._postponed = trio.Event()
+            with trio.move_on_at(self._schedule.next_deadline()):
+                await self._postponed.wait()
+                continue  # something was put off: the next deadline may have become earlier
+            now = trio.current_time()
+            for node in self._schedule.due(now):
+                self._send_notify(node, now)
+
+    def _send_notify(self, node: NodeId, now: float) -> None:
+        endpoint = self.table.find(node, now)
+        if endpoint is not None:
+            self._notifies += 1
+            self._send(_HANDSHAKE_WAITS, endpoint)
+
+    def _send(self, datagram: bytes, to: Endpoint) -> None:
+        if self._socket is None or not self._socket.send_nowait(datagram, to):
+            self._drops[Drop.UNSENT] += 1
