@@ -32,6 +32,7 @@ QUEUE_SLOTS: Final = 256  # frames queued per client; protocol, `spec/ipc.md` §
 QUEUE_BYTES_MAX: Final = (
     256 * 1024
 )  # bytes queued per client; a stalled one costs this much, and no reply waits behind more
+QUEUE_BYTES_READ_ON: Final = QUEUE_BYTES_MAX - 16 * 1024  # bytes; with more queued, no request of that client is read
 WRITE_DEADLINE: Final = 10.0  # seconds for one piece to a live client; protocol, `spec/ipc.md` §7.3
 DRAIN_WRITE_DEADLINE: Final = 3.0  # seconds for one piece after an orderly close; protocol, `spec/ipc.md` §7.4
 WRITE_BOUND: Final = 16 * 1024  # bytes per piece; smaller tolerates slower clients, larger saves system calls
@@ -126,10 +127,10 @@ class Outbound:
         await self._queue(replies)
 
     async def wait_for_room(self) -> None:
-        """Wait until a short frame would be queued at once; raise `IPCClosedError` if the client goes first."""
+        """Wait until the queue has room for some replies; raise `IPCClosedError` if the client goes first."""
         if self._closed:
             raise IPCClosedError("IPC client is gone")
-        if self._line or self.queued_bytes >= QUEUE_BYTES_MAX:
+        if self._line or self.queued_bytes > QUEUE_BYTES_READ_ON:
             await self._stand_in_line(b"")
 
     def offer(self, frame: bytes) -> bool:
@@ -173,7 +174,7 @@ class Outbound:
             if waiter.frame:
                 if not self._put(waiter.frame):
                     return
-            elif self.queued_bytes >= QUEUE_BYTES_MAX:
+            elif self.queued_bytes > QUEUE_BYTES_READ_ON:
                 return
             del self._line[waiter]
             waiter.admitted = True
@@ -231,6 +232,7 @@ class Outbound:
                 break
             frames.append(frame)
             size += len(frame)
+        self._admit_from_line()  # the slots are free, whatever becomes of the write
         return frame if len(frames) == 1 else b"".join(frames)
 
     async def _write(self, data: bytes) -> bool:

@@ -30,13 +30,13 @@ class RawClient:
         await self.transport.send_all(data)
 
     async def flood(self, frame: bytes) -> None:
-        """Write the same frame for ever, as fast as the server takes it; ends when the server closes."""
+        """Write the same frame for ever, as fast as the server takes it; ends when either side closes."""
         data = frame * (16_384 // len(frame))
         try:
             while True:
                 await self.transport.send_all(data)
                 await trio.lowlevel.checkpoint()
-        except trio.BrokenResourceError:
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
 
     def shut_down_write(self) -> None:
