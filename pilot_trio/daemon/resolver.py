@@ -1,0 +1,155 @@
+"""Questions to the registry about other nodes, with the caches that spare most of them (`spec/registry.md` §4.3-§4.5).
+
+What the registry said stays usable for a while when it cannot be asked: names and routes do not change because the
+registry is away. A refusal is an answer and is never papered over by a cache.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, Final
+
+import attrs
+import trio
+
+from pilot_trio.address import NodeId
+from pilot_trio.crypto.identity import KEY_SIZE
+from pilot_trio.daemon.interfaces import Registry
+from pilot_trio.daemon.state import NodeState
+from pilot_trio.daemon.timed_cache import TimedCache
+from pilot_trio.errors import NoRoute, RegistryError, RegistryUnavailable
+from pilot_trio.net.endpoint import Endpoint
+from pilot_trio.registry.client import INTERACTIVE_TIMEOUT
+from pilot_trio.wire.registry import Message, resolve_text
+
+FRESH: Final = 60.0  # seconds during which a name or route is not asked for again; protocol, `spec/ipc.md` §5.4
+STALE: Final = (
+    3600.0  # seconds during which it serves while the registry is unreachable; protocol, `spec/registry.md` §4.4
+)
+OWN_RECORD_FRESH: Final = 1.0  # seconds; `info` and its like ask for the own record each time; protocol, §6.2
+HOSTNAMES_MAX: Final = 4096  # names remembered; a client that resolves at random must not fill the memory
+ROUTES_MAX: Final = 16_384  # routes remembered; more peers than a node talks to within an hour
+
+
+@attrs.frozen
+class Route:
+    """How a node can be reached."""
+
+    endpoint: Endpoint
+    lan_endpoints: tuple[Endpoint, ...] = ()
+    relay_only: bool = False
+
+
+class Resolver:
+    """Lookups for one node. Every call ends within 8 seconds and may be cancelled anywhere."""
+
+    def __init__(self, registry: Registry, state: NodeState) -> None:
+        self._registry = registry
+        self._state = state
+        self._hostnames: TimedCache[str, Message] = TimedCache(HOSTNAMES_MAX)
+        self._routes: TimedCache[NodeId, Route] = TimedCache(ROUTES_MAX)
+        self._own_record: TimedCache[NodeId, Message] = TimedCache(1)
+
+    async def resolve_hostname(self, name: str) -> Message:
+        """Return the registry's answer for a name, up to 60 seconds old; the own node's is always fresh.
+
+        Raises:
+          RegistryError: there is no such name for us, or the registry gave no answer.
+        """
+        if (known := self._hostnames.get(name, trio.current_time(), FRESH)) is not None:
+            return known
+        try:
+            answer = await self._registry.call("resolve_hostname", timeout=INTERACTIVE_TIMEOUT, hostname=name)
+        except RegistryUnavailable:
+            if (known := self._hostnames.get(name, trio.current_time(), STALE)) is not None:
+                return known
+            raise
+        except RegistryError:
+            self._hostnames.forget(name)
+            raise
+        if answer.get("node_id") != self._state.node_id:
+            self._hostnames.put(name, answer, trio.current_time())
+        return answer
+
+    async def resolve(self, node: int) -> Route:
+        """Return how to reach a node, up to 60 seconds old.
+
+        Raises:
+          NoRoute: the registry will not say, gave no answer, or knows no endpoint; the text says which.
+        """
+        node_id = NodeId(node)
+        if (known := self._routes.get(node_id, trio.current_time(), FRESH)) is not None:
+            return known
+        try:
+            route = await self._ask_route(node_id)
+        except RegistryUnavailable as exc:
+            if (known := self._routes.get(node_id, trio.current_time(), STALE)) is not None:
+                return known
+            raise NoRoute(f"resolve node {node}: {exc}") from exc
+        except RegistryError as exc:
+            self._routes.forget(node_id)
+            raise NoRoute(f"resolve node {node}: {exc}") from exc
+        self._routes.put(node_id, route, trio.current_time())
+        return route
+
+    async def lookup(self, node: int) -> Message:
+        """Return the registry's record of a node; the own one may be a second old.
+
+        Raises:
+          RegistryError: there is no such node, or the registry gave no answer.
+        """
+        node_id = NodeId(node)
+        if (known := self._own_record.get(node_id, trio.current_time(), OWN_RECORD_FRESH)) is not None:
+            return known
+        answer = await self._registry.call("lookup", timeout=INTERACTIVE_TIMEOUT, node_id=node)
+        if node_id == self._state.node_id:
+            self._own_record.put(node_id, answer, trio.current_time())
+        return answer
+
+    async def public_key(self, node: int) -> bytes:
+        """Return the key that the registry has for a node (32 bytes); raise `RegistryError` if it names none."""
+        answer = await self.lookup(node)
+        try:
+            key = base64.b64decode(answer["public_key"], validate=True)
+        except (KeyError, TypeError, ValueError, binascii.Error) as exc:
+            raise RegistryError(f"node {node} has no public key", "lookup") from exc
+        if len(key) != KEY_SIZE:
+            raise RegistryError(f"node {node} has a public key of {len(key)} bytes", "lookup")
+        return key
+
+    def forget(self, node: int) -> None:
+        """Drop what is cached about a node."""
+        self._routes.forget(NodeId(node))
+        self._own_record.forget(NodeId(node))
+
+    def forget_hostname(self, name: str) -> None:
+        """Drop the cached answer for a name."""
+        self._hostnames.forget(name)
+
+    async def _ask_route(self, node: NodeId) -> Route:
+        state = self._state
+        if not state.registered:
+            raise RegistryUnavailable("this node is not registered yet", "resolve")
+        answer = await self._registry.call(
+            "resolve",
+            timeout=INTERACTIVE_TIMEOUT,
+            node_id=node,
+            requester_id=state.node_id,
+            signature=state.identity.sign_text(resolve_text(state.node_id, node)),
+        )
+        if not answer.get("real_addr"):
+            raise NoRoute(f"resolve node {node}: node {node} has no real address")
+        endpoint = _endpoint(answer["real_addr"])
+        if endpoint is None:
+            raise NoRoute(f"resolve node {node}: node {node} has an unusable address {answer['real_addr']!r}")
+        lan = answer.get("lan_addrs")
+        lan_endpoints = (_endpoint(text) for text in (lan if isinstance(lan, list) else []))
+        return Route(endpoint, tuple(filter(None, lan_endpoints)), answer.get("relay_only") is True)
+
+
+def _endpoint(text: Any) -> Endpoint | None:
+    try:
+        return Endpoint.parse(text)
+    except (ValueError, AttributeError):
+        return None
