@@ -1,0 +1,189 @@
+"""Datagrams: to oneself, refusals, broadcasts; and the commands around them."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from pilot_trio.address import BROADCAST_NODE, Address, NetworkId, Port
+from pilot_trio.errors import CommandError, NoRoute, PortNotAllowed, PortsExhausted, RegistryError
+from pilot_trio.proto.ports import EPHEMERAL_COUNT
+from pilot_trio.wire.ipc import Broadcast, Code, Target, decode_recv_from
+from tests.daemon.stream_fakes import OTHER, OWN, SELF, UNKNOWN, FakeClient, FakeNode, dial_payload
+
+
+def received(client: FakeClient) -> list[tuple[Address, int, int, bytes]]:
+    return [tuple(decode_recv_from(body)) for code, body in client.take() if code == Code.RECV_FROM]  # type: ignore[misc]
+
+
+async def test_a_datagram_to_oneself_reaches_every_client(nursery: trio.Nursery) -> None:
+    node = FakeNode(random_start=0)
+    sender, idle = FakeClient(node, nursery), FakeClient(node, nursery)
+    await sender.request(Code.SEND_TO_CONFIRM, dial_payload(5555) + b"hi")
+    codes = [code for code, _ in sender.take()]
+    assert sorted(codes) == [Code.RECV_FROM, Code.SEND_TO_OK]
+    assert received(idle) == [(SELF, 49152, 5555, b"hi")]
+
+
+async def test_each_datagram_has_another_source_port_and_keeps_none(nursery: trio.Nursery) -> None:
+    node = FakeNode(random_start=EPHEMERAL_COUNT - 1)
+    client = FakeClient(node, nursery)
+    for _ in range(3):
+        await client.request(Code.SEND_TO, dial_payload(5555) + b"x")
+    assert [source_port for _, source_port, _, _ in received(client)] == [65_535, 49152, 49153]
+    assert node.streams.statistics().ephemeral_ports == 0
+
+
+@pytest.mark.parametrize("size", [1, 65_534, 65_535, 65_536])
+async def test_the_size_of_a_datagram_is_limited(nursery: trio.Nursery, size: int) -> None:
+    node = FakeNode()
+    client = FakeClient(node, nursery)
+    payload = dial_payload(5555) + bytes(size)
+    await client.request(Code.SEND_TO, payload)
+    assert len(received(client)) == (size <= 65_535)
+    if size > 65_535:
+        text = f"sendto: marshal: payload too large: {size} bytes (max 65535)"
+        assert await client.error(Code.SEND_TO_CONFIRM, payload) == text
+
+
+async def test_an_empty_datagram_is_sent_and_not_delivered(nursery: trio.Nursery) -> None:
+    node = FakeNode()
+    client = FakeClient(node, nursery)
+    assert await client.answer(Code.SEND_TO_CONFIRM, dial_payload(5555)) == (Code.SEND_TO_OK, b"")
+    statistics = node.datagrams.statistics()
+    assert (statistics.sent, statistics.received) == (1, 0)
+
+
+async def test_a_client_whose_queue_is_full_loses_the_datagram_and_delays_nobody(nursery: trio.Nursery) -> None:
+    node = FakeNode()
+    sender, stalled, other = (FakeClient(node, nursery) for _ in range(3))
+    stalled.room = 1
+    for number in range(3):
+        await sender.request(Code.SEND_TO, dial_payload(5555) + bytes([number]))
+    assert len(received(stalled)) == 1
+    assert [data for *_, data in received(other)] == [b"\0", b"\1", b"\2"]
+
+
+async def test_datagrams_to_others_say_what_is_missing() -> None:
+    node = FakeNode()
+    for target, text in (
+        (OTHER, r"^no tunnel to node 3$"),
+        (UNKNOWN, r"^resolve node 7777: registry: request failed$"),
+    ):
+        with pytest.raises(NoRoute, match=text):
+            await node.datagrams.send(Target(Address(NetworkId(0), target), Port(1), b"x"))
+
+
+async def test_an_unconfirmed_datagram_to_others_never_waits_and_is_counted(nursery: trio.Nursery) -> None:
+    node = FakeNode()
+    node.resolver.hold = True
+    client = FakeClient(node, nursery)
+    with trio.fail_after(1):
+        await client.request(Code.SEND_TO, dial_payload(5555, Address(NetworkId(0), OTHER)) + b"x")
+        await client.request(Code.SEND_TO, dial_payload(5555, Address(NetworkId(0), BROADCAST_NODE)) + b"x")
+        await client.request(Code.SEND_TO, b"short")
+    assert client.take() == []
+    assert node.datagrams.statistics().dropped == 2
+
+
+async def test_a_confirmed_datagram_waits_in_its_lane(nursery: trio.Nursery) -> None:
+    node = FakeNode()
+    client = FakeClient(node, nursery)
+    await client.request(Code.SEND_TO_CONFIRM, dial_payload(5555, Address(NetworkId(0), OTHER)) + b"x")
+    await client.request(Code.SEND_TO_CONFIRM, dial_payload(5555) + b"x")
+    codes = [code for code, _ in client.take()]
+    assert codes[0] == Code.ERROR
+    assert Code.SEND_TO_OK in codes[1:]
+
+
+async def test_refusals_come_before_the_route() -> None:
+    node = FakeNode()
+    send = node.datagrams.send
+    node.state.allowed_ports[NetworkId(7)] = frozenset({80})
+    with pytest.raises(CommandError, match=r"^broadcast address requires admin token: use BroadcastDatagram$"):
+        await send(Target(Address(NetworkId(7), BROADCAST_NODE), Port(80), b"x"))
+    with pytest.raises(PortNotAllowed, match=r"^port 81 not allowed by network 7 policy$"):
+        await send(Target(Address(NetworkId(7), OTHER), Port(81), b"x"))
+    with pytest.raises(NoRoute, match=r"^node 1 is not a member of network 7$"):
+        await send(Target(Address(NetworkId(7), OWN), Port(80), b"x"))
+    assert node.resolver.asked == []
+    node.state.networks.append(NetworkId(7))
+    await send(Target(Address(NetworkId(7), OWN), Port(80), b"x"))
+    assert node.datagrams.statistics().received == 1
+
+
+async def test_no_source_port_is_left(nursery: trio.Nursery) -> None:
+    node = FakeNode()
+    for _ in range(EPHEMERAL_COUNT):
+        node.ports.allocate()
+    with pytest.raises(PortsExhausted):
+        await node.datagrams.send(Target(SELF, Port(1), b"x"))
+    client = FakeClient(node, nursery)
+    assert await client.error(Code.SEND_TO_CONFIRM, dial_payload(1) + b"x") == "sendto: ephemeral ports exhausted"
+
+
+async def test_incoming_datagrams_are_published_and_held_to_the_port_policy() -> None:
+    node = FakeNode()
+    node.state.allowed_ports[NetworkId(7)] = frozenset({80})
+    source = Address(NetworkId(7), OTHER)
+    node.datagrams.receive(source, Port(50_000), NetworkId(7), Port(80), b"abc")
+    node.datagrams.receive(source, Port(50_000), NetworkId(7), Port(81), b"abc")
+    node.datagrams.receive(source, Port(50_000), NetworkId(7), Port(80), b"")
+    where = {"src_addr": "7:0007.0000.0003", "src_port": 50_000}
+    assert node.published == [
+        ("data.datagram", {"dst_port": 80, "size": 3, **where}),
+        ("datagram.port_rejected", {"dst_port": 81, **where}),
+    ]
+
+
+# Broadcast
+
+
+def request(network: int = 7, token: bytes = b"sesame") -> Broadcast:
+    return Broadcast(NetworkId(network), Port(1000), token, b"hello")
+
+
+@pytest.mark.parametrize(
+    ("admin_token", "sent", "text"),
+    [
+        ("", request(), "broadcast denied: daemon has no admin token configured"),
+        ("", request(token=b""), "broadcast denied: daemon has no admin token configured"),
+        ("sesame", request(token=b"nope"), "broadcast denied: invalid admin token"),
+        ("sesame", request(token=b""), "broadcast denied: invalid admin token"),
+        ("sesame", request(network=0, token=b"nope"), "broadcast denied: invalid admin token"),
+        ("sesame", request(network=0), "broadcast not permitted on backbone network"),
+        ("sesame", request(network=9), "list nodes for broadcast: registry: network not found"),
+    ],
+)
+async def test_broadcast_checks_come_in_the_order_of_the_protocol(admin_token: str, sent: Broadcast, text: str) -> None:
+    node = FakeNode(admin_token=admin_token)
+    with pytest.raises(CommandError) as caught:
+        await node.datagrams.broadcast(sent)
+    assert str(caught.value) == text
+
+
+async def test_a_broadcast_skips_oneself_and_whom_it_cannot_reach(nursery: trio.Nursery) -> None:
+    node = FakeNode(admin_token="sesame")
+    node.members[7] = [OWN, OTHER, UNKNOWN]
+    client = FakeClient(node, nursery)
+    payload = struct.pack("!HHH", 7, 1000, 6) + b"sesamehello"
+    assert await client.answer(Code.BROADCAST, payload) == (Code.BROADCAST_OK, b"")
+    assert node.datagrams.statistics().dropped == 2
+    text = await client.error(Code.BROADCAST, struct.pack("!HHH", 7, 1000, 4) + b"nopehello")
+    assert text == "broadcast: broadcast denied: invalid admin token"
+    assert await client.error(Code.BROADCAST, b"") == "broadcast: missing header"
+
+
+async def test_a_broadcast_waits_for_the_registry_in_a_task_of_its_own(nursery: trio.Nursery) -> None:
+    node = FakeNode(admin_token="sesame")
+    node.members[7] = RegistryError("permission denied")
+    client = FakeClient(node, nursery)
+    await client.request(Code.BROADCAST, struct.pack("!HHH", 7, 1000, 6) + b"sesamehello")
+    assert client.take() == []
+    await wait_all_tasks_blocked()
+    ((code, body),) = client.take()
+    assert code == Code.ERROR
+    assert body[2:] == b"broadcast: list nodes for broadcast: registry: permission denied"
