@@ -105,6 +105,22 @@ class ManagedNetworks:
         except (CommandError, DecodeError) as exc:
             _log.warning("network policy unusable", extra={"kv": {"network_id": network, "error": str(exc)}})
 
+    async def sync(self, directory: list[dict[str, Any]]) -> None:
+        """Take up the policies of the networks that this node is a member of, as the registry lists them.
+
+        Networks that were left are forgotten; one whose policy cannot be had now keeps what it has.
+        """
+        for left in self._runners.keys() - set(self._state.networks):
+            self.drop(left)
+        for row in directory:
+            network = row.get("id")
+            if network in self._state.networks and row.get("has_expr_policy") is True and network not in self._runners:
+                try:
+                    self.apply_joined(network, await self._registry.call("get_expr_policy", network_id=network))
+                except RegistryError as exc:
+                    kv = {"network_id": network, "error": str(exc)}
+                    _log.warning("network policy not loaded", extra={"kv": kv})
+
     def drop(self, network: int) -> None:
         """Forget a network that was left."""
         self._runners.pop(NetworkId(network), None)
