@@ -1,0 +1,245 @@
+"""The node's side of the beacon protocol: where am I seen, am I registered, does something wait (`spec/tunnel.md` §13).
+
+Owns the reading of the node's UDP socket. Tunnel frames share that socket; this node has no tunnels yet, so whatever is
+no beacon message is counted and dropped.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import attrs
+import trio
+
+from pilot_trio.address import NodeId
+from pilot_trio.daemon.interfaces import Registry
+from pilot_trio.daemon.state import NodeState
+from pilot_trio.errors import DecodeError, RegistryError
+from pilot_trio.net.network import DatagramSocket, Endpoint, Network
+from pilot_trio.wire.beacon import Discover, DiscoverReply, Notify, NotifyKind, decode, normalise_host
+
+DISCOVER_TIMEOUT: Final = 5.0  # seconds that the start waits for a beacon's answer; protocol, `spec/tunnel.md` §13.3
+SECOND_DISCOVER: Final = 1.0  # seconds after the registration; protocol, `spec/tunnel.md` §13.3
+DISCOVER_JITTER: Final = 5.0  # seconds; random part of the first interval; protocol, `spec/tunnel.md` §13.3
+LIST_INTERVAL: Final = 60.0  # seconds between looks at the list of beacons; protocol, `spec/tunnel.md` §13.5
+LIST_JITTER: Final = 10.0  # seconds; random wait before the first; protocol, `spec/tunnel.md` §13.5
+RESOLVE_TIMEOUT: Final = 5.0  # seconds for the name of a beacon; name servers that hang must not hold up the rest
+BEACONS_MAX: Final = 64  # beacons to choose from; a registry that lists more is not worth following
+
+_FNV_OFFSET: Final = 0x811C9DC5
+_FNV_PRIME: Final = 0x01000193
+
+_log = logging.getLogger("pilot_trio.daemon")
+
+
+@attrs.frozen
+class BeaconStatistics:
+    """Counters since the start."""
+
+    sent: int
+    replies: int
+    notifies: int
+    ignored: int  # datagrams that were no beacon message for us, or not from the beacon
+
+
+class BeaconClient:
+    """Talks to one of several beacons over the node's UDP socket.
+
+    Args:
+      network: resolves names of beacons.
+      sock: the node's UDP socket; closed by its owner.
+      state: who we are; `beacon_addr` is kept up to date.
+      configured: beacons that the operator named.
+      registry: lists further ones.
+      on_notify: called when the beacon says that a handshake waits at the registry; limits its own rate.
+      keepalive: seconds between registrations.
+      rng: source of jitter.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        sock: DatagramSocket,
+        state: NodeState,
+        configured: Sequence[Endpoint],
+        registry: Registry,
+        on_notify: Callable[[], None],
+        keepalive: float,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._network = network
+        self._socket = sock
+        self._state = state
+        self._configured = tuple(configured)
+        self._registry = registry
+        self._on_notify = on_notify
+        self._keepalive = keepalive
+        self._rng = rng or random.Random()
+        self._beacon: Endpoint | None = None  # the chosen one, as named
+        self._address: Endpoint | None = None  # the same, resolved
+        self._replied: list[Endpoint] = []  # the last discover's answer, at most one
+        self._reply_arrived = trio.Event()
+        self._registered = trio.Event()
+        self._sent = self._replies = self._notifies = self._ignored = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Read the socket, register at the beacon and follow the registry's list until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._receive_forever)
+            await self._choose(self._configured)
+            task_status.started()
+            await self._registered.wait()
+            nursery.start_soon(self._announce_forever)
+            nursery.start_soon(self._follow_list)
+
+    async def discover(self) -> Endpoint | None:
+        """Ask the beacon where it sees this socket; return a usable public endpoint, None if there is none to be had.
+
+        Waits at most 5 seconds, and not at all for a beacon on a private network: its answer would be a private
+        address, which is of no use to others.
+        """
+        if self._address is None:
+            return None
+        self._reply_arrived = trio.Event()
+        self._replied.clear()
+        self._send(Discover(NodeId(0)))
+        if not is_public(self._address.host):
+            return None
+        with trio.move_on_after(DISCOVER_TIMEOUT):
+            await self._reply_arrived.wait()
+        if not self._replied:
+            _log.warning("STUN discovery got no answer", extra={"kv": {"beacon": str(self._beacon)}})
+            return None
+        found = self._replied[0]
+        if not is_public(found.host):
+            _log.warning("STUN returned private/unusable IP, discarding", extra={"kv": {"endpoint": str(found)}})
+            return None
+        return found
+
+    def announce(self) -> None:
+        """Register this node at the beacon now: it has an id, or a new one."""
+        self._registered.set()
+        self._send(Discover(self._state.node_id))
+
+    def statistics(self) -> BeaconStatistics:
+        """Return the counters."""
+        return BeaconStatistics(self._sent, self._replies, self._notifies, self._ignored)
+
+    async def _announce_forever(self) -> None:
+        await trio.sleep(SECOND_DISCOVER)
+        self._send(Discover(self._state.node_id))
+        await trio.sleep(self._rng.uniform(0, DISCOVER_JITTER))
+        while True:
+            await trio.sleep(self._keepalive)
+            await self._choose([self._beacon] if self._beacon is not None else [])
+            self._send(Discover(self._state.node_id))
+
+    async def _follow_list(self) -> None:
+        await trio.sleep(self._rng.uniform(0, LIST_JITTER))
+        while True:
+            try:
+                answer = await self._registry.call("beacon_list")
+            except RegistryError as exc:
+                _log.debug("beacon list failed", extra={"kv": {"error": str(exc)}})
+            else:
+                listed = [beacon for beacon in listed_beacons(answer.get("beacons")) if beacon not in self._configured]
+                before = self._beacon
+                await self._choose([*self._configured, *listed])
+                if self._beacon != before:
+                    self._send(Discover(self._state.node_id))
+            await trio.sleep(LIST_INTERVAL)
+
+    async def _choose(self, beacons: Sequence[Endpoint]) -> None:
+        """Pick the beacon that this node's key falls on, and find its address."""
+        if not beacons:
+            return
+        chosen = beacons[fnv1a_32(self._state.identity.public_key) % len(beacons)]
+        try:
+            with trio.fail_after(RESOLVE_TIMEOUT):
+                address = await self._network.resolve(chosen)
+        except (OSError, trio.TooSlowError) as exc:
+            # An address found earlier is still the best guess; without one the next interval tries again.
+            _log.warning("cannot resolve beacon", extra={"kv": {"beacon": str(chosen), "error": str(exc)}})
+            if chosen != self._beacon:
+                self._address = None
+        else:
+            self._address = Endpoint(normalise_host(address.host), address.port)
+        self._beacon = chosen
+        self._state.beacon_addr = str(chosen)
+
+    def _send(self, message: Discover) -> None:
+        if self._address is not None and self._socket.send_nowait(message.encode(), self._address):
+            self._sent += 1
+
+    async def _receive_forever(self) -> None:
+        while True:
+            data, source = await self._socket.receive()
+            self._receive(data, source)
+
+    def _receive(self, data: bytes, source: Endpoint) -> None:
+        try:
+            message = decode(data)
+        except DecodeError:
+            self._ignored += 1
+            return
+        if self._address is None or Endpoint(normalise_host(source.host), source.port) != self._address:
+            self._ignored += 1  # anybody can send to this socket; only the beacon may tell us what to do
+        elif isinstance(message, DiscoverReply):
+            self._replies += 1
+            self._replied[:] = [Endpoint(message.host, message.port)]
+            self._reply_arrived.set()
+        elif isinstance(message, Notify) and message.kind == NotifyKind.HANDSHAKE:
+            self._notifies += 1
+            self._on_notify()
+        else:
+            self._ignored += 1
+
+
+def fnv1a_32(data: bytes) -> int:
+    """Return the 32-bit FNV-1a hash, by which nodes spread over beacons (`spec/tunnel.md` §13.5)."""
+    value = _FNV_OFFSET
+    for byte in data:
+        value = (value ^ byte) * _FNV_PRIME & 0xFFFFFFFF
+    return value
+
+
+def listed_beacons(beacons: Any) -> list[Endpoint]:
+    """Return what is usable of a registry's list, sorted: literals that are not public are of no use to us."""
+    found: set[Endpoint] = set()
+    for entry in beacons if isinstance(beacons, list) else []:
+        text = entry.get("addr") if isinstance(entry, dict) else None
+        try:
+            endpoint = Endpoint.parse(text) if isinstance(text, str) else None
+        except ValueError:
+            continue
+        if endpoint is not None and endpoint.host and (is_public(endpoint.host) or not _is_literal(endpoint.host)):
+            found.add(endpoint)
+    return sorted(found, key=str)[:BEACONS_MAX]
+
+
+def is_public(host: str) -> bool:
+    """Say whether `host` is an address literal that others on the Internet can reach."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return not (
+        address.is_private
+        or address.is_loopback
+        or address.is_link_local
+        or address.is_unspecified
+        or address.is_multicast
+    )
+
+
+def _is_literal(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from pilot_trio.address import NodeId
+from pilot_trio.daemon.beacon_client import (
+    BEACONS_MAX,
+    DISCOVER_TIMEOUT,
+    BeaconClient,
+    fnv1a_32,
+    is_public,
+    listed_beacons,
+)
+from pilot_trio.net.network import DatagramSocket, Endpoint
+from pilot_trio.testing import MemoryNetwork
+from pilot_trio.wire.beacon import Discover, DiscoverReply, Notify, PunchCommand, decode
+from tests.daemon.fakes import FakeClient, ShortestWaits, make_state, unavailable
+
+LOCAL = Endpoint("127.0.0.1", 9001)
+PUBLIC = Endpoint("203.0.113.1", 9001)  # a documentation address, which counts as private; see `as_if_public`
+OTHER = Endpoint("203.0.113.2", 9001)
+PERIOD = 60.0
+
+
+@pytest.fixture
+def as_if_public(monkeypatch: pytest.MonkeyPatch) -> None:
+    def documentation_or_public(host: str) -> bool:
+        return host.startswith("203.0.113.") or is_public(host)
+
+    monkeypatch.setattr("pilot_trio.daemon.beacon_client.is_public", documentation_or_public)
+
+
+class Setup:
+    def __init__(self, *beacons: Endpoint) -> None:
+        self.network = MemoryNetwork(names={"beacon.test": PUBLIC.host})
+        self.state = make_state(0)
+        self.registry = FakeClient({"beacon_list": {"type": "beacon_list_ok", "beacons": []}})
+        self.beacons = beacons
+        self.notified = 0
+        self.client: BeaconClient
+
+    def notify(self) -> None:
+        self.notified += 1
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[DatagramSocket]:
+        sock = await self.network.open_udp(Endpoint("", 0))
+        self.client = BeaconClient(
+            network=self.network,
+            sock=sock,
+            state=self.state,
+            configured=self.beacons,
+            registry=self.registry,
+            on_notify=self.notify,
+            keepalive=PERIOD,
+            rng=ShortestWaits(),
+        )
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.client.run)
+            yield sock
+            nursery.cancel_scope.cancel()
+
+
+async def received(beacon: DatagramSocket, within: float) -> list[tuple[float, int]]:
+    """Return when each discover arrived and for which node."""
+    seen = []
+    with trio.move_on_after(within):
+        while True:
+            message = decode((await beacon.receive())[0])
+            assert isinstance(message, Discover)
+            seen.append((trio.current_time(), int(message.node)))
+    return seen
+
+
+@pytest.mark.usefixtures("as_if_public")
+async def test_discover_returns_where_the_beacon_sees_the_socket(autojump_clock: MockClock) -> None:
+    setup = Setup(PUBLIC)
+    beacon = await setup.network.open_udp(PUBLIC)
+    async with setup.running(), trio.open_nursery() as nursery:
+
+        async def answer() -> None:
+            data, source = await beacon.receive()
+            assert decode(data) == Discover(NodeId(0))
+            beacon.send_nowait(DiscoverReply("203.0.113.77", 4001).encode(), source)
+
+        nursery.start_soon(answer)
+        assert await setup.client.discover() == Endpoint("203.0.113.77", 4001)
+        assert setup.client.statistics().replies == 1
+
+
+@pytest.mark.usefixtures("as_if_public")
+async def test_silent_beacon_costs_five_seconds(autojump_clock: MockClock) -> None:
+    setup = Setup(PUBLIC)
+    async with setup.running():
+        started = trio.current_time()
+        assert await setup.client.discover() is None
+        assert trio.current_time() - started == pytest.approx(DISCOVER_TIMEOUT)
+
+
+@pytest.mark.usefixtures("as_if_public")
+async def test_private_answer_is_discarded(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    setup = Setup(PUBLIC)
+    beacon = await setup.network.open_udp(PUBLIC)
+    async with setup.running() as sock, trio.open_nursery() as nursery:
+
+        async def answer() -> None:
+            await beacon.receive()
+            beacon.send_nowait(DiscoverReply("10.0.0.7", 4001).encode(), Endpoint("127.0.0.1", sock.endpoint.port))
+
+        nursery.start_soon(answer)
+        assert await setup.client.discover() is None
+        assert "STUN returned private/unusable IP, discarding" in caplog.text
+
+
+async def test_local_beacon_is_asked_but_not_waited_for(autojump_clock: MockClock) -> None:
+    setup = Setup(LOCAL)
+    beacon = await setup.network.open_udp(LOCAL)
+    async with setup.running():
+        started = trio.current_time()
+        assert await setup.client.discover() is None
+        assert trio.current_time() == started
+        assert await received(beacon, 1) == [(started, 0)]
+
+
+async def test_without_a_beacon_nothing_is_sent(autojump_clock: MockClock) -> None:
+    setup = Setup()
+    async with setup.running():
+        assert await setup.client.discover() is None
+        setup.client.announce()
+        await trio.sleep(200)
+        assert setup.client.statistics().sent == 0
+        assert setup.state.beacon_addr == ""
+
+
+async def test_node_announces_itself_at_once_a_second_later_and_every_period(autojump_clock: MockClock) -> None:
+    setup = Setup(LOCAL)
+    beacon = await setup.network.open_udp(LOCAL)
+    async with setup.running():
+        setup.state.node_id = NodeId(7)
+        started = trio.current_time()
+        setup.client.announce()
+        seen = await received(beacon, 2 * PERIOD + 5)
+        assert [(at - started, node) for at, node in seen] == [(0, 7), (1, 7), (1 + PERIOD, 7), (1 + 2 * PERIOD, 7)]
+        assert setup.state.beacon_addr == "127.0.0.1:9001"
+
+
+async def test_only_the_beacon_may_notify(autojump_clock: MockClock) -> None:
+    setup = Setup(LOCAL)
+    beacon = await setup.network.open_udp(LOCAL)
+    stranger = await setup.network.open_udp(Endpoint("127.0.0.1", 0))
+    async with setup.running() as sock:
+        node = Endpoint("127.0.0.1", sock.endpoint.port)
+        stranger.send_nowait(Notify(1).encode(), node)
+        await wait_all_tasks_blocked()
+        assert setup.notified == 0
+        beacon.send_nowait(Notify(1).encode() + b"trailing", node)
+        await wait_all_tasks_blocked()
+        assert setup.notified == 1
+
+
+@pytest.mark.parametrize(
+    "datagram",
+    [
+        b"",
+        b"\x0a",
+        b"\x0a\x02",
+        b"\x0b",
+        b"PILS" + bytes(40),
+        PunchCommand("10.0.0.1", 1).encode(),
+        b"\x02\x05",
+        bytes(9),
+    ],
+)
+async def test_other_datagrams_are_ignored_and_counted(autojump_clock: MockClock, datagram: bytes) -> None:
+    setup = Setup(LOCAL)
+    beacon = await setup.network.open_udp(LOCAL)
+    async with setup.running() as sock:
+        beacon.send_nowait(datagram, Endpoint("127.0.0.1", sock.endpoint.port))
+        await wait_all_tasks_blocked()
+        assert setup.client.statistics().ignored == 1
+        assert setup.notified == 0
+
+
+async def test_beacon_that_is_a_name_is_resolved(autojump_clock: MockClock) -> None:
+    setup = Setup(Endpoint("beacon.test", 9001))
+    beacon = await setup.network.open_udp(PUBLIC)
+    async with setup.running():
+        setup.client.announce()
+        assert len(await received(beacon, 0.5)) == 1
+        assert setup.state.beacon_addr == "beacon.test:9001"
+
+
+async def test_name_that_cannot_be_resolved_is_tried_again(autojump_clock: MockClock) -> None:
+    setup = Setup(Endpoint("later.test", 9001))
+    setup.registry.answers["beacon_list"] = unavailable()
+    beacon = await setup.network.open_udp(LOCAL)
+    async with setup.running():
+        setup.client.announce()
+        setup.network.names = {"later.test": "127.0.0.1"}
+        assert len(await received(beacon, 10)) == 0
+        assert len(await received(beacon, PERIOD)) == 1
+
+
+async def test_listed_beacons_join_the_configured_ones(autojump_clock: MockClock) -> None:
+    setup = Setup()
+    setup.registry.answers["beacon_list"] = {"beacons": [{"id": 1, "addr": "beacon.test:9001"}]}
+    beacon = await setup.network.open_udp(PUBLIC)
+    async with setup.running():
+        setup.state.node_id = NodeId(7)
+        setup.client.announce()
+        assert {node for _, node in await received(beacon, 5)} == {7}
+        setup.registry.answers["beacon_list"] = unavailable()
+        await trio.sleep(300)
+        assert setup.state.beacon_addr == "beacon.test:9001"
+        assert [call.at for call in setup.registry.calls][:3] == pytest.approx([0, 60, 120], abs=0.1)
+
+
+@pytest.mark.parametrize(("data", "value"), [(b"", 0x811C9DC5), (b"a", 0xE40C292C), (b"foobar", 0xBF9CF968)])
+def test_hash_is_fnv_1a(data: bytes, value: int) -> None:
+    assert fnv1a_32(data) == value
+
+
+def test_only_usable_entries_of_a_list_count() -> None:
+    junk = [{"addr": "10.0.0.1:1"}, {"addr": "127.0.0.1:1"}, {"addr": ":1"}, {"addr": "x"}, {"addr": 5}, {}, "x", None]
+    good = [{"addr": "8.8.8.8:1"}, {"addr": "b.example:1"}, {"addr": "8.8.8.8:1"}]
+    assert listed_beacons([*junk, *good]) == [Endpoint("8.8.8.8", 1), Endpoint("b.example", 1)]
+    assert listed_beacons("junk") == listed_beacons(None) == []
+
+
+@pytest.mark.parametrize("count", [BEACONS_MAX, BEACONS_MAX + 1])
+def test_length_of_a_list_is_bounded(count: int) -> None:
+    assert len(listed_beacons([{"addr": f"b{number}.example:1"} for number in range(count)])) == BEACONS_MAX
+
+
+@pytest.mark.parametrize(
+    ("host", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1", True),
+        ("10.1.1.1", False),
+        ("127.0.0.1", False),
+        ("::1", False),
+        ("0.0.0.0", False),
+        ("169.254.1.1", False),
+        ("fe80::1", False),
+        ("224.0.0.1", False),
+        ("name.example", False),
+        ("", False),
+    ],
+)
+def test_public_addresses_are_told_from_others(host: str, public: bool) -> None:
+    assert is_public(host) is public
