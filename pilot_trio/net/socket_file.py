@@ -31,6 +31,7 @@ LISTEN_BACKLOG: Final = 4096  # connections waiting for accept; above the client
 SOCKET_PATH_MAX: Final = 107  # bytes; the kernel's `sun_path` is 108 with its terminator
 _SOCKET_MODE: Final = 0o600
 _STAGING_PREFIX: Final = ".pilot-sock-"
+_STAGED_NAME: Final = "s"  # short, because the kernel's limit applies to the name that we bind
 _PUBLISH_ATTEMPTS: Final = 3  # times that the name may be taken again between our check and our link
 _CREDENTIALS = struct.Struct("3i")  # SO_PEERCRED: pid, uid, gid
 
@@ -81,7 +82,7 @@ def create_socket_file(path: Path) -> SocketFile:
         )
     _make_way(path)
     with _staging_directory(path.parent) as staging:
-        staged = staging / path.name
+        staged = staging / _STAGED_NAME
         listener = _listen(staged)
         try:
             staged.chmod(_SOCKET_MODE)
@@ -153,7 +154,7 @@ def _staging_directory(parent: Path) -> Iterator[Path]:
 
 
 def _listen(staged: Path) -> socket.socket:
-    """Bind and listen on a path that may be longer than the kernel takes: the staging directory adds to it."""
+    """Bind and listen, by way of the open directory: the staged path may be longer than the kernel takes."""
     directory = os.open(staged.parent, os.O_PATH | os.O_DIRECTORY)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
