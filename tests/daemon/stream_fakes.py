@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from typing import Any
 
 import trio
 import trio.testing
 
-from pilot_trio.address import Address, NetworkId, NodeId
+from pilot_trio.address import Address, NetworkId, NodeId, Port
 from pilot_trio.config import StreamLimits
 from pilot_trio.crypto.identity import Identity
 from pilot_trio.daemon.commands.data import routes
@@ -18,7 +18,7 @@ from pilot_trio.daemon.datagrams import Datagrams
 from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Route
 from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.daemon.state import NodeState
-from pilot_trio.daemon.streams import NoTunnel, StreamTable
+from pilot_trio.daemon.streams import Carrier, Connection, NoTunnel, StreamTable
 from pilot_trio.errors import (
     CommandError,
     DecodeError,
@@ -59,17 +59,41 @@ def make_state(node_id: int = OWN) -> NodeState:
     return NodeState(Identity.from_seed(bytes(32)), 0.0, node_id=NodeId(node_id))
 
 
+class SlowCarrier(Carrier):
+    """Reaches every node, once `arrived` is set: what answers is our own port."""
+
+    def __init__(self) -> None:
+        self.arrived = trio.Event()
+        self.table: StreamTable | None = None
+
+    async def open(self, address: Address, port: Port, owner: Hashable) -> Connection:
+        assert self.table is not None
+        await self.arrived.wait()
+        return self.table.dial_local(SELF, port, owner=owner)
+
+
 class FakeNode:
     """The parts of a node behind the data commands."""
 
-    def __init__(self, *, limits: StreamLimits | None = None, admin_token: str = "", random_start: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        limits: StreamLimits | None = None,
+        admin_token: str = "",
+        random_start: int = 1,
+        carrier: SlowCarrier | None = None,
+    ) -> None:
         self.state = make_state()
         self.ports = PortTable(random_start)
         self.resolver = FakeResolver()
         self.events = EventBus()
         self.published: list[Event] = []
         self.events.subscribe(self.published.append)
-        self.streams = StreamTable(self.state, self.ports, NoTunnel(self.resolver), limits=limits, events=self.events)
+        self.streams = StreamTable(
+            self.state, self.ports, carrier or NoTunnel(self.resolver), limits=limits, events=self.events
+        )
+        if carrier is not None:
+            carrier.table = self.streams
         self.clients: list[FakeClient] = []
         self.members: dict[int, list[int] | RegistryError] = {}
         self.datagrams = Datagrams(
@@ -237,15 +261,24 @@ class FakeClient(Client):
         assert body[:2] == b"\x00\x01"
         return ipc.decode_error(body)
 
+    def break_off(self) -> None:
+        """Nothing can be sent any more, and nobody has noticed yet."""
+        self._closed = True
+        self._changed.unpark_all()
+
     def leave(self) -> None:
         """Go away: tasks cancelled, releases called, as the server does it."""
         self._closed = True
         self._node.clients.remove(self)
         for scope in list(self._scopes):
             scope.cancel()
+        self.release()
+        self._changed.unpark_all()
+
+    def release(self) -> None:
+        """Call what was registered with `on_release`."""
         for release in self._releases:
             release()
-        self._changed.unpark_all()
 
     # Shorthands
 

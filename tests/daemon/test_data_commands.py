@@ -20,7 +20,7 @@ from pilot_trio.daemon.dispatch import Lane
 from pilot_trio.daemon.local_stream import LOCAL_BUFFER_MAX
 from pilot_trio.errors import IPCClosedError
 from pilot_trio.wire.ipc import Code
-from tests.daemon.stream_fakes import OTHER, UNKNOWN, FakeClient, FakeNode, conn, dial_payload
+from tests.daemon.stream_fakes import OTHER, UNKNOWN, FakeClient, FakeNode, SlowCarrier, conn, dial_payload
 
 VECTORS = {
     vector["id"]: vector
@@ -198,6 +198,59 @@ async def test_a_cancel_aborts_all_dials_of_this_client_and_no_others(
     # The next dial is not caught by the old Cancel.
     node.resolver.hold = False
     assert await client.error(Code.DIAL, elsewhere) == "no tunnel to node 3"
+
+
+async def test_a_dial_that_takes_time_is_answered_before_its_first_data(nursery: trio.Nursery) -> None:
+    carrier = SlowCarrier()
+    node = FakeNode(carrier=carrier)
+    client, server = FakeClient(node, nursery), FakeClient(node, nursery)
+    await server.bind(5000)
+    await client.request(Code.DIAL, dial_payload(5000, Address(NetworkId(0), OTHER)))
+    await wait_all_tasks_blocked()
+    assert client.take() == []
+    carrier.arrived.set()
+    await wait_all_tasks_blocked()
+    await server.send_data(2, b"hello")
+    await server.request(Code.CLOSE, conn(2))
+    await wait_all_tasks_blocked()
+    assert [code for code, _ in client.take()] == [Code.DIAL_OK, Code.RECV, Code.CLOSE_OK]
+
+
+@pytest.mark.parametrize("how", ["cancelled", "client left"])
+async def test_a_dial_that_arrives_too_late_is_closed_again(nursery: trio.Nursery, how: str) -> None:
+    carrier = SlowCarrier()
+    node = FakeNode(carrier=carrier)
+    client, server = FakeClient(node, nursery), FakeClient(node, nursery)
+    await server.bind(5000)
+    await client.request(Code.DIAL, dial_payload(5000, Address(NetworkId(0), OTHER)))
+    await wait_all_tasks_blocked()
+    carrier.arrived.set()  # the dial's task is on its way; before it runs,
+    if how == "cancelled":
+        await client.request(Code.CANCEL)
+    else:
+        client.leave()
+    await wait_all_tasks_blocked()
+    assert client.take() == ([(Code.ERROR, b"\x00\x01context canceled")] if how == "cancelled" else [])
+    assert node.streams.statistics().connections == 0
+    assert [code for code, _ in server.take()] == [Code.ACCEPT, Code.CLOSE_OK]
+
+
+async def test_a_client_that_is_released_has_no_dials_in_flight(node: FakeNode, client: FakeClient) -> None:
+    node.resolver.hold = True
+    await client.request(Code.DIAL, dial_payload(7, Address(NetworkId(0), OTHER)))
+    await wait_all_tasks_blocked()
+    assert client.tasks == 1
+    client.release()  # and nothing else: the dial does not rely on its task being cancelled
+    await wait_all_tasks_blocked()
+    assert client.tasks == 0
+
+
+async def test_a_stream_whose_reader_is_gone_is_closed(client: FakeClient, server: FakeClient) -> None:
+    near, _ = await connect(client, server)
+    server.break_off()
+    await client.send_data(near, b"x")
+    await wait_all_tasks_blocked()
+    assert client.take() == [(Code.CLOSE_OK, conn(near))]
 
 
 async def test_the_quota_is_checked_at_dial(
