@@ -52,6 +52,7 @@ async def serve_pages(
     config.keep_alive_timeout = KEEP_ALIVE_TIMEOUT
     config.read_timeout = READ_TIMEOUT
     config.errorlog = logging.getLogger("pilot_trio.http")
+    config.errorlog.setLevel(logging.WARNING)  # its line about the start repeats ours, and advises to press keys
     config.include_server_header = False
     app = cast("ASGIFramework", make_app(overview))  # the two describe ASGI in different types
     async with trio.open_nursery() as nursery:

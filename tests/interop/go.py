@@ -232,7 +232,7 @@ class GoDaemon:
 async def open_go_daemon(
     home: GoHome, *flags: str, ready: str = 'msg="daemon running"', environment: Mapping[str, str] | None = None
 ) -> AsyncGenerator[GoDaemon, None]:
-    """Start a real daemon in `home`, wait for the log line that contains `ready` ("": do not wait), stop it at the end.
+    """Start a real daemon in `home`, wait for the log line that contains `ready` ("": do not wait), kill it at the end.
 
     `flags` go behind the usual ones, so they win. Raises `AssertionError` with its log if it ends before it is ready.
     """
@@ -252,8 +252,10 @@ async def open_go_daemon(
                 await daemon.wait_for_log(ready)
             yield daemon
         finally:
+            # Killed: it would spend seconds on a farewell that nobody waits for. Tests that want one call `stop`.
+            process.kill()
             with trio.CancelScope(shield=True):
-                await daemon.stop()
+                await process.wait()
             nursery.cancel_scope.cancel()
 
 
