@@ -13,6 +13,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Hashable
 from enum import Enum
+from operator import attrgetter
 from typing import Any, ClassVar, Final
 
 import attrs
@@ -79,6 +80,9 @@ class StreamFigures:
     rttvar_ms: float = 0
 
 
+_FIGURE_NAMES = tuple(field.name for field in attrs.fields(StreamFigures))
+_figure_values = attrgetter(*_FIGURE_NAMES)
+
 StateHook = Callable[["Connection", ConnState], None]
 
 
@@ -101,7 +105,7 @@ class Connection(abc.ABC):
       on_state: called after each change of state with the connection and its old state.
     """
 
-    recyclable: ClassVar[bool] = False  # a finished row may go early when ports run out: nothing of it is under way
+    recyclable: ClassVar[bool] = False  # a finished row may go early: nothing of it can arrive late
 
     def __init__(
         self,
@@ -161,7 +165,7 @@ class Connection(abc.ABC):
 
     @abc.abstractmethod
     def figures(self) -> StreamFigures:
-        """Counters and windows for the connection list."""
+        """Return counters and windows as they are now; read them at once, the object lives on."""
 
     @abc.abstractmethod
     def _writable(self) -> bool:
@@ -175,7 +179,8 @@ class Connection(abc.ABC):
             "remote_addr": str(self.remote.address),
             "remote_port": self.remote.port,
             "state": self._state.value,
-            **attrs.asdict(self.figures()),
+            # Not `attrs.asdict`: with tens of thousands of streams this is what Info spends its time on.
+            **dict(zip(_FIGURE_NAMES, _figure_values(self.figures()), strict=True)),
         }
 
     async def write_all(self, data: bytes | bytearray | memoryview) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import ClassVar, Final
 
-import attrs
 import trio
 
 from pilot_trio.address import ConnId, SocketAddress
@@ -102,12 +101,10 @@ class LocalConnection(Connection):
                 end._enter(ConnState.CLOSED)
 
     def figures(self) -> StreamFigures:
-        open_ = self._state is ConnState.ESTABLISHED
-        return attrs.evolve(
-            self._figures,
-            recv_win=self._room // _SLOT * SLOT_OWN,
-            peer_recv_win=self._peer._room // _SLOT * SLOT_SENT if open_ else 0,
-        )
+        figures = self._figures
+        figures.recv_win = self._room // _SLOT * SLOT_OWN
+        figures.peer_recv_win = self._peer._room // _SLOT * SLOT_SENT
+        return figures
 
     def _writable(self) -> bool:
         return self._state is not ConnState.ESTABLISHED or self._peer._room >= LOCAL_LOW_WATER

@@ -3,8 +3,7 @@
 The table does not move bytes; a `Connection` does (`connection`, `local_stream`). What leads to another node is left to a
 `Carrier`, the seam for tunnels: it gets ids, ports and rows from the table and gives back a connection.
 
-Nothing here needs a task: rows that have served their time in `TIME_WAIT` go when the table is next used, and at most
-two per ephemeral port can be waiting for that.
+Nothing here needs a task: rows that have served their time in `TIME_WAIT` go when the table is next used.
 """
 
 from __future__ import annotations
@@ -24,10 +23,11 @@ from pilot_trio.daemon.connection import ConnState as ConnState
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.local_stream import LocalConnection, local_pair
 from pilot_trio.daemon.state import NodeState
-from pilot_trio.errors import DialRefused, NoRoute, PortNotAllowed, PortsExhausted
+from pilot_trio.errors import DialRefused, NoRoute, PortNotAllowed
 from pilot_trio.proto.ports import ConnectionCounts, ConnectionIds, PortTable
 
 ACCEPT_BACKLOG_MAX: Final = 64  # connections that wait for `accept`, per port; protocol, `spec/ipc.md` §8
+FINISHED_LOCAL_ROWS_MAX: Final = 1024  # TIME_WAIT rows of local streams; they are for people, no late packet can come
 DATA_EXCHANGE: Final = Port(1001)  # answered and then closed by the sender: `file.delivered`; `spec/transport.md` §10
 
 
@@ -151,7 +151,8 @@ class StreamTable:
         self._rows: dict[ConnId, Connection] = {}
         self._held: dict[Hashable, dict[ConnId, Connection]] = {}  # the same rows, by owner
         self._live: dict[Hashable, int] = {}  # active connections by owner
-        self._waiting: deque[tuple[float, Connection]] = deque()  # when a TIME_WAIT row may go; one delay, so sorted
+        # TIME_WAIT rows and when they may go, recyclable ones apart; one delay for all, so each is sorted.
+        self._waiting: dict[bool, deque[tuple[float, Connection]]] = {False: deque(), True: deque()}
         self._listeners: dict[Port, PortListener] = {}
         self._accept_queue_drops = 0
 
@@ -203,7 +204,7 @@ class StreamTable:
         self._check_dial(address, port)
         self._expire()
         listener = self._admit(Port(port))
-        source = self._allocate_port()
+        source = self._ports.allocate()
         here, there = SocketAddress(address, source), SocketAddress(address, Port(port))
         dialler = LocalConnection(self._new_id(), here, there, owner=owner, dialled=True, on_state=self._changed)
         self.add(dialler)
@@ -235,27 +236,6 @@ class StreamTable:
             self._events.publish("conn.accept_queue_full", {"local_port": port})
             raise DialRefused
         return listener
-
-    def _allocate_port(self) -> Port:
-        try:
-            return self._ports.allocate()
-        except PortsExhausted:
-            self._recycle()
-            return self._ports.allocate()
-
-    def _recycle(self) -> None:
-        """Drop finished rows early until one gives back an ephemeral port; oldest first."""
-        kept = []
-        while self._waiting:
-            entry = self._waiting.popleft()
-            connection = entry[1]
-            if not (connection.recyclable and connection.settled):
-                kept.append(entry)
-                continue
-            self._drop(connection)
-            if connection.dialled:
-                break
-        self._waiting.extendleft(reversed(kept))
 
     # Rows
 
@@ -313,21 +293,34 @@ class StreamTable:
             else:
                 del self._live[connection.owner]
         if new is ConnState.TIME_WAIT:
-            self._waiting.append((trio.current_time() + self._time_wait, connection))
+            self._wait(connection)
+            self._recycle()
         elif new is ConnState.CLOSED:
             self._drop(connection)
         if old is ConnState.ESTABLISHED and new.ended:
             self._publish_end(connection)
 
+    def _wait(self, connection: Connection) -> None:
+        self._waiting[connection.recyclable].append((trio.current_time() + self._time_wait, connection))
+
     def _expire(self) -> None:
         """Drop the rows whose TIME_WAIT is over; one with unread bytes stays until its owner takes them or closes."""
         now = trio.current_time()
-        while self._waiting and self._waiting[0][0] <= now:
-            _, connection = self._waiting.popleft()
-            if connection.settled:
-                self._drop(connection)
-            else:
-                self._waiting.append((now + self._time_wait, connection))
+        for waiting in self._waiting.values():
+            while waiting and waiting[0][0] <= now:
+                self._drop_or_wait(waiting.popleft()[1])
+
+    def _recycle(self) -> None:
+        """Drop the oldest finished rows that protect nothing, lest short dials to oneself use up the ports."""
+        recyclable = self._waiting[True]
+        for _ in range(len(recyclable) - FINISHED_LOCAL_ROWS_MAX):
+            self._drop_or_wait(recyclable.popleft()[1])
+
+    def _drop_or_wait(self, connection: Connection) -> None:
+        if connection.settled:
+            self._drop(connection)
+        else:
+            self._wait(connection)
 
     def _drop(self, connection: Connection) -> None:
         if self._rows.pop(connection.conn_id, None) is None:

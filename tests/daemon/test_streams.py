@@ -16,7 +16,7 @@ from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.config import StreamLimits
 from pilot_trio.daemon.connection import Connection, ConnState
 from pilot_trio.daemon.local_stream import LOCAL_BUFFER_MAX
-from pilot_trio.daemon.streams import ACCEPT_BACKLOG_MAX, NoTunnel, PortListener, StreamTable
+from pilot_trio.daemon.streams import ACCEPT_BACKLOG_MAX, FINISHED_LOCAL_ROWS_MAX, NoTunnel, PortListener, StreamTable
 from pilot_trio.errors import DialRefused, NoRoute, PortInUse, PortNotAllowed, PortsExhausted
 from pilot_trio.proto.ports import EPHEMERAL_COUNT, PortTable
 from tests.daemon.stream_fakes import OTHER, OWN, SELF, UNKNOWN, FakeNode, FakeResolver, make_state, make_table
@@ -195,14 +195,16 @@ async def test_ports_run_out_at_16384_live_dials() -> None:
     assert table.dial_local(SELF, 5000, owner="client").local.port == connections[77].local.port
 
 
-async def test_finished_local_rows_give_way_when_ports_run_out(autojump_clock: MockClock) -> None:
+async def test_finished_local_rows_give_way_to_newer_ones(autojump_clock: MockClock) -> None:
     table = make_table()
     listener = table.bind(5000, "server")
-    for _ in range(EPHEMERAL_COUNT + 10):  # far more within TIME_WAIT than there are ports
-        dialler = table.dial_local(SELF, 5000, owner="client")
+    for number in range(1, EPHEMERAL_COUNT + 10):  # more within TIME_WAIT than there are ports
+        table.dial_local(SELF, 5000, owner="client")
         (await listener.accept()).close()
-        assert dialler.state is ConnState.TIME_WAIT
-    assert table.statistics().ephemeral_ports == EPHEMERAL_COUNT
+        if number in (511, 512, 513):
+            assert table.statistics().rows == min(2 * number, FINISHED_LOCAL_ROWS_MAX)
+    statistics = table.statistics()
+    assert (statistics.rows, statistics.ephemeral_ports) == (1024, 512)
     await trio.sleep(10)
     assert table.statistics().rows == 0
 
@@ -211,16 +213,19 @@ async def test_a_finished_row_with_unread_bytes_does_not_give_way() -> None:
     table = make_table()
     listener = table.bind(5000, "server")
     first = table.dial_local(SELF, 5000, owner="client")
-    (acceptor,) = [await listener.accept()]
+    acceptor = await listener.accept()
     acceptor.write_nowait(b"unread")
     acceptor.close()
-    for _ in range(EPHEMERAL_COUNT - 1):
+    for _ in range(3 * FINISHED_LOCAL_ROWS_MAX):
         table.dial_local(SELF, 5000, owner="client").close()
         await listener.accept()
-    second = table.dial_local(SELF, 5000, owner="client")
-    assert second.local.port != first.local.port
-    assert first.receive_nowait(100) == b"unread"
     assert table.get(first.conn_id) is first
+    assert first.receive_nowait(100) == b"unread"
+    for _ in range(FINISHED_LOCAL_ROWS_MAX):
+        table.dial_local(SELF, 5000, owner="client").close()
+        await listener.accept()
+    assert table.get(first.conn_id) is None
+    assert table.statistics().rows == FINISHED_LOCAL_ROWS_MAX
 
 
 # Ends
