@@ -115,11 +115,14 @@ class Datagrams:
         if request.network == BACKBONE:
             raise CommandError("broadcast not permitted on backbone network")
         try:
-            members = await self._members(request.network)
+            members = set(await self._members(request.network))
         except PilotError as exc:
             raise CommandError(f"list nodes for broadcast: {exc}") from exc
-        for node in members:
-            if node != self._state.node_id:
+        own = self._state.node_id
+        if own not in members:
+            raise CommandError(f"broadcast denied: node {own} is not a member of network {request.network}")
+        for node in sorted(members):
+            if node != own:
                 self.send_or_drop(Target(Address(request.network, node), request.port, request.data))
 
     def receive(self, source: Address, source_port: Port, network: NetworkId, port: Port, data: bytes) -> None:

@@ -155,11 +155,13 @@ def request(network: int = 7, token: bytes = b"sesame") -> Broadcast:
         ("sesame", request(token=b""), "broadcast denied: invalid admin token"),
         ("sesame", request(network=0, token=b"nope"), "broadcast denied: invalid admin token"),
         ("sesame", request(network=0), "broadcast not permitted on backbone network"),
+        ("sesame", request(network=8), "broadcast denied: node 1 is not a member of network 8"),
         ("sesame", request(network=9), "list nodes for broadcast: registry: network not found"),
     ],
 )
 async def test_broadcast_checks_come_in_the_order_of_the_protocol(admin_token: str, sent: Broadcast, text: str) -> None:
     node = FakeNode(admin_token=admin_token)
+    node.members[8] = [OTHER]
     with pytest.raises(CommandError) as caught:
         await node.datagrams.broadcast(sent)
     assert str(caught.value) == text
