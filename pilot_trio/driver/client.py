@@ -212,7 +212,8 @@ class Driver:
     async def send_datagram(self, target: Target, data: bytes, port: int | None = None) -> bool:
         """Send a datagram: `send_datagram("agent-b:5000", b"hi")`. Return whether the daemon confirmed it.
 
-        Confirmed means handed to the network, not delivered. False: the daemon is too old to say.
+        Confirmed means handed to the network, not delivered. False: the daemon is too old to say. An empty datagram is sent
+        and never delivered: receiving daemons ignore it.
 
         Raises:
           DaemonError: it could not be sent; the text starts with `sendto: `.

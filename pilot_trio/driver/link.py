@@ -174,7 +174,8 @@ class Link:
         request = self._matcher.begin(command)
         waiting = self._waiting[request] = _Waiting(on_success)
         try:
-            self.post(frame)
+            with contextlib.suppress(IPCClosedError):  # the reader will find out why, and wake us
+                self.post(frame)
             await waiting.done.wait()
         finally:
             self._matcher.abandon(request)
