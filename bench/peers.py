@@ -1,0 +1,141 @@
+"""Two daemons on one rendezvous: ours and the real one, started alike, measured alike."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import attrs
+import trio
+
+from bench.load import info
+from pilot_trio.net.endpoint import Endpoint
+from pilot_trio.rendezvous.serve import serve_rendezvous
+from pilot_trio.rendezvous.settings import RendezvousConfig
+from tests.interop.go import GoHome, GoPrograms
+
+OURS = (sys.executable, "-m", "pilot_trio.cli.daemon_entry")
+START_TIMEOUT = 20.0  # seconds
+_FLAGS = (
+    "-telemetry-url",
+    "",
+    "-motd-feed-url",
+    "",
+    "-no-skillinject",
+    "-listen",
+    "127.0.0.1:0",
+    "-log-level",
+    "error",
+)
+
+
+@attrs.frozen
+class Peer:
+    """A running daemon."""
+
+    name: str
+    socket: Path
+    pid: int
+    node_id: int
+
+    def resident(self) -> int:
+        """Resident memory in bytes."""
+        return _resident(self.pid)
+
+    def cpu_seconds(self) -> float:
+        """Processor time that it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@attrs.frozen
+class Peers:
+    ours: Peer
+    theirs: Peer
+
+    def __iter__(self) -> Iterator[Peer]:
+        """Theirs first: what the machine does to the second of a pair, it does to ours."""
+        return iter((self.theirs, self.ours))
+
+
+@contextlib.contextmanager
+def open_peers(ours: str = "") -> Iterator[Peers]:
+    """Start everything; `ours` replaces the command line of our daemon."""
+    programs = GoPrograms.find()
+    if programs is None:
+        raise SystemExit("the real programs are needed: pip install 'pilot-trio[interop]'")
+    with contextlib.ExitStack() as stack:
+        registry, beacon = stack.enter_context(_rendezvous())
+        homes = [GoHome.create(programs, registry=registry, beacon=beacon) for _ in range(2)]
+        for home in homes:
+            stack.callback(home.remove)
+        command = tuple(shlex.split(ours)) or OURS
+        theirs = stack.enter_context(_daemon("theirs", (str(homes[0].programs.daemon),), homes[0]))
+        yield Peers(stack.enter_context(_daemon("ours", command, homes[1])), theirs)
+
+
+@contextlib.contextmanager
+def _daemon(name: str, command: tuple[str, ...], home: GoHome) -> Iterator[Peer]:
+    arguments = [*command, *_FLAGS, "-socket", str(home.socket), "-identity", str(home.identity)]
+    environment = {**home.environment, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        node_id = _wait_until_registered(process, home.socket)
+        yield Peer(name, home.socket, process.pid, node_id)
+    finally:
+        _stop(process)
+
+
+def _wait_until_registered(process: subprocess.Popen[bytes], path: Path) -> int:
+    end = time.perf_counter() + START_TIMEOUT
+    while time.perf_counter() < end:
+        if process.poll() is not None:
+            raise SystemExit(f"{process.args!r} ended with {process.returncode}")
+        with contextlib.suppress(OSError):
+            if node_id := int(info(path)["node_id"]):
+                return node_id
+        time.sleep(0.05)
+    raise SystemExit(f"{process.args!r} did not register within {START_TIMEOUT:g} s")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def _rendezvous() -> Iterator[tuple[Endpoint, Endpoint]]:
+    process = subprocess.Popen([sys.executable, "-m", "bench.peers"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        registry, beacon = process.stdout.readline().split()
+        yield Endpoint.parse(registry), Endpoint.parse(beacon)
+    finally:
+        _stop(process)
+
+
+async def _serve_rendezvous() -> None:
+    anywhere = Endpoint("127.0.0.1", 0)
+    async with trio.open_nursery() as nursery:
+        handle = await nursery.start(serve_rendezvous, RendezvousConfig(registry=anywhere, beacon=anywhere))
+        print(handle.registry, handle.beacon, flush=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    trio.run(_serve_rendezvous)

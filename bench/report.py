@@ -1,0 +1,73 @@
+"""Rows of measurements: two daemons, several rounds, the ratio of the medians."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from enum import Enum, auto
+
+import attrs
+
+
+class Better(Enum):
+    """Which way is up."""
+
+    LOWER = auto()
+    HIGHER = auto()
+
+
+@attrs.define
+class Row:
+    """One measurement, repeated. The advantage is how many times better ours is than theirs."""
+
+    name: str
+    unit: str
+    better: Better = Better.LOWER
+    bar: float | None = None  # an advantage below this is a defect
+    moonshot: float | None = None
+    ours: list[float] = attrs.field(factory=list)
+    theirs: list[float] = attrs.field(factory=list)
+
+    @property
+    def advantage(self) -> float:
+        ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
+        if self.better is Better.LOWER:
+            return theirs / ours if ours else float("inf")
+        return ours / theirs if theirs else float("inf")
+
+    @property
+    def verdict(self) -> str:
+        if self.moonshot is not None and self.advantage >= self.moonshot:
+            return "moonshot"
+        if self.bar is None:
+            return ""
+        return "ok" if self.advantage >= self.bar else "BELOW THE BAR"
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{_short(min(values))}-{_short(max(values))}"
+
+
+def render(rows: Sequence[Row]) -> str:
+    lines = [
+        f"{'measurement':44} {'unit':6} {'ours':>9} {'theirs':>9} {'ratio':>7} {'bar':>5} {'moon':>5}  {'':14} ours/theirs spread"
+    ]
+    for row in rows:
+        if not row.ours or not row.theirs:
+            continue
+        lines.append(
+            f"{row.name:44} {row.unit:6} {_short(statistics.median(row.ours)):>9} {_short(statistics.median(row.theirs)):>9}"
+            f" {row.advantage:6.2f}x {_optional(row.bar):>5} {_optional(row.moonshot):>5}  {row.verdict:14}"
+            f" {spread(row.ours)} / {spread(row.theirs)}"
+        )
+    return "\n".join(lines)
+
+
+def _short(value: float) -> str:
+    if abs(value) >= 10_000:
+        return f"{value / 1000:.0f}k"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _optional(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
