@@ -11,7 +11,7 @@ from pilot_trio.address import NodeId, quote
 from pilot_trio.crypto.identity import KEY_SIZE, verify
 from pilot_trio.proto.directory.records import NetworkRecord, Node
 from pilot_trio.proto.directory.refusal import Refused
-from pilot_trio.proto.directory.request import Request
+from pilot_trio.proto.directory.request import PeerInfo, Request
 from pilot_trio.proto.directory.tables import Tables
 from pilot_trio.wire.registry import BAD_SIGNATURE, UNKNOWN_NODE, pair_text
 
@@ -83,7 +83,20 @@ def require_signature(tables: Tables, request: Request, node: Node, text: str, w
         if len(node.verified_texts) >= _REMEMBERED_TEXTS:
             del node.verified_texts[next(iter(node.verified_texts))]
         node.verified_texts[text] = signature
-    request.peer.authenticated_node = node.node_id
+    authenticate(tables, request.peer, node.node_id)
+
+
+def authenticate(tables: Tables, peer: PeerInfo, node_id: NodeId) -> None:
+    """Note that a connection has carried a signature by the present key of a node."""
+    peer.authenticated_node, peer.authenticated_key = node_id, tables.bindings[node_id].public_key
+
+
+def proven_node(tables: Tables, peer: PeerInfo) -> NodeId | None:
+    """Return the node that a connection counts as (§3.4, policy), None if it has proven nothing that still holds."""
+    node_id = peer.authenticated_node
+    if node_id not in tables.nodes or tables.bindings[node_id].public_key != peer.authenticated_key:
+        return None
+    return node_id
 
 
 def is_admin(tables: Tables, request: Request) -> bool:
@@ -123,7 +136,7 @@ def require_role(tables: Tables, request: Request, network: NetworkRecord, *role
     if member.role not in roles:
         wanted = " ".join(roles)
         raise Refused(f"rbac: node {node_id} has role {quote(member.role)}, requires one of [{wanted}]")
-    if request.peer.authenticated_node != node_id:
+    if proven_node(tables, request.peer) != node_id:
         node = live_node(tables, node_id)
         require_signature(tables, request, node, pair_text(request.type, node_id, network.network_id))
     return node_id

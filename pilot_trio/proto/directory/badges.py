@@ -65,7 +65,7 @@ def _recover_identity(tables: Tables, request: Request) -> Message:
         raise AssertionError("a live node has a binding")
     if new_key == binding.public_key and nonce in tables.nonces:
         return _recovered(binding)  # asked twice: the first time has done it
-    _spend(tables, nonce, _decimal(expiry), request.now)
+    expires_at = _checked_expiry(tables, nonce, _decimal(expiry), request.now)
     if not commitment or commitment != binding.commitment:
         raise Refused("recovery verification failed: invalid commitment")
     holder = tables.by_key.get(new_key)
@@ -75,6 +75,9 @@ def _recover_identity(tables: Tables, request: Request) -> Message:
         tables.rebind(binding, new_key, request.now)
     binding.previous_key = ""  # the lost key must not be able to repeat anything
     binding.expires_at = None
+    tables.changed("bindings", node_id)
+    tables.nonces[nonce] = expires_at
+    tables.changed("nonces", nonce)
     return _recovered(binding)
 
 
@@ -83,20 +86,19 @@ def _recovered(binding: Binding) -> Message:
     return {"node_id": binding.node_id, "address": address, "public_key": binding.public_key}
 
 
-def _spend(tables: Tables, nonce: str, expires_at: int | None, now: float) -> None:
-    """Use up a recovery's nonce; raise `Refused` if it is too old, valid for too long, or spent."""
-    for spent, expiry in list(tables.nonces.items()):
-        if expiry < now:
-            del tables.nonces[spent]
-            tables.changed("nonces", spent)
+def _checked_expiry(tables: Tables, nonce: str, expires_at: int | None, now: float) -> float:
+    """Return when a recovery expires; raise `Refused` if it is too old, valid for too long, or its nonce was used."""
     if expires_at is None or not now < expires_at <= now + RECOVERY_AHEAD_MAX:
         raise Refused("recovery verification failed: recovery expired")
     if not nonce or nonce in tables.nonces:
         raise Refused("recovery verification failed: nonce already used")
+    for spent, expiry in list(tables.nonces.items()):
+        if expiry <= now:  # refused for its age from now on
+            del tables.nonces[spent]
+            tables.changed("nonces", spent)
     if len(tables.nonces) >= NONCES_MAX:
         raise Refused("too many recoveries, retry later")
-    tables.nonces[nonce] = float(expires_at)
-    tables.changed("nonces", nonce)
+    return float(expires_at)
 
 
 def _claim(

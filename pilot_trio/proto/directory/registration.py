@@ -7,6 +7,7 @@ from typing import Final
 
 from pilot_trio.address import BACKBONE, BROADCAST_NODE, Address, NodeId
 from pilot_trio.proto.directory.auth import (
+    authenticate,
     decode_base64,
     decode_public_key,
     live_node,
@@ -47,7 +48,7 @@ def _register(tables: Tables, request: Request) -> Message:
     _update_binding(tables, binding, owner=request.text("owner"), verified=signed)
     node = _update_node(tables, binding.node_id, endpoint, request)
     if signed:
-        request.peer.authenticated_node = node.node_id
+        authenticate(tables, request.peer, node.node_id)
     answer: Message = {
         "node_id": node.node_id,
         "address": str(Address(BACKBONE, node.node_id)),
@@ -176,7 +177,6 @@ def _rotate_key(tables: Tables, request: Request) -> Message:
         raise Refused(f"new_public_key already belongs to node {holder}")
     if new_key != binding.public_key:
         tables.rebind(binding, new_key, request.now)
-    request.peer.authenticated_node = node.node_id
     return {"node_id": node.node_id, "address": str(Address(BACKBONE, node.node_id)), "public_key": new_key}
 
 

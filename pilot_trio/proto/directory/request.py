@@ -22,6 +22,7 @@ class PeerInfo:
     connection_id: int  # unique among the connections of one server run
     loopback: bool = False
     authenticated_node: NodeId | None = None  # whose valid signature this connection carried last; §3.4
+    authenticated_key: str = ""  # the key that made it: when the node's key changes, the proof is void
 
 
 @attrs.define(eq=False)
