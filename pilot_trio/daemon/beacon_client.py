@@ -85,14 +85,16 @@ class BeaconClient:
         self._replied: list[Endpoint] = []  # the last discover's answer, at most one
         self._reply_arrived = trio.Event()
         self._registered = trio.Event()
+        self._chosen = trio.Event()  # the beacon's name was resolved, or could not be
         self._sent = self._replies = self._notifies = self._ignored = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the socket, register at the beacon and follow the registry's list until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive_forever)
-            await self._choose(self._configured)
             task_status.started()
+            await self._choose(self._configured)
+            self._chosen.set()
             await self._registered.wait()
             nursery.start_soon(self._announce_forever)
             nursery.start_soon(self._follow_list)
@@ -100,9 +102,10 @@ class BeaconClient:
     async def discover(self) -> Endpoint | None:
         """Ask the beacon where it sees this socket; return a usable public endpoint, None if there is none to be had.
 
-        Waits at most 5 seconds, and not at all for a beacon on a private network: its answer would be a private
+        Needs `run`. Waits at most 5 seconds for the name of the beacon and 5 for its answer, and not at all for a beacon on a private network: its answer would be a private
         address, which is of no use to others.
         """
+        await self._chosen.wait()
         if self._address is None:
             return None
         self._reply_arrived = trio.Event()

@@ -62,6 +62,7 @@ class Setup:
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(self.client.run)
+            await wait_all_tasks_blocked()  # the beacon is resolved
             yield sock
             nursery.cancel_scope.cancel()
 

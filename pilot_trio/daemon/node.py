@@ -1,0 +1,330 @@
+"""One node: builds the parts, starts them in order, stops them in reverse (`spec/services.md` §8.3, §8.7).
+
+::
+
+    serve_node   IPC socket file, identity, UDP socket           what can fail at the start, before anybody is told of us
+    └─ services  webhook, beacon                                 end last
+       └─ users  ├─ handshake, echo, data exchange, event stream on their ports
+                 ├─ trust, managed networks
+                 ├─ enrolment: registers, stays registered       nothing here waits for it but one second at the start
+                 └─ IPC server                                   ends first: closes to clients, then everything else
+
+There is no logic here; each part has its own module. The registry client has no task: closing it comes after its users.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final
+
+import attrs
+import trio
+
+from pilot_trio.address import BACKBONE, Address, NodeId
+from pilot_trio.config import Config
+from pilot_trio.daemon.beacon_client import BeaconClient, BeaconStatistics
+from pilot_trio.daemon.commands import build_table
+from pilot_trio.daemon.datagrams import Datagrams, DatagramStatistics
+from pilot_trio.daemon.dispatch import CommandTable
+from pilot_trio.daemon.enrolment import Enrolment, EnrolmentStatistics
+from pilot_trio.daemon.events import EventBus
+from pilot_trio.daemon.homedir import Home, open_home
+from pilot_trio.daemon.ipc import IPCServer, IPCStatistics
+from pilot_trio.daemon.managed import ManagedNetworks
+from pilot_trio.daemon.networks import Networks
+from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
+from pilot_trio.daemon.resolver import Resolver
+from pilot_trio.daemon.state import NodeState
+from pilot_trio.daemon.streams import NoTunnel, StreamStatistics, StreamTable
+from pilot_trio.daemon.trust import TrustService
+from pilot_trio.daemon.webhook import Webhook
+from pilot_trio.errors import CommandError, StartupError
+from pilot_trio.net import files
+from pilot_trio.net.network import DatagramSocket, Endpoint, Network, SystemNetwork
+from pilot_trio.net.service_nursery import open_service_nursery
+from pilot_trio.net.transport import TransportListener
+from pilot_trio.net.unix_listener import open_unix_listener, raise_open_files_limit
+from pilot_trio.proto.ports import PortTable
+from pilot_trio.registry.client import RegistryClient, RegistryStatistics
+from pilot_trio.registry.tls import TLSPolicy
+from pilot_trio.services.dataexchange import DataExchange
+from pilot_trio.services.echo import ECHO_PORT, serve_echo
+from pilot_trio.services.eventstream import EventStream
+from pilot_trio.services.handshake import HANDSHAKE_PORT, serve_handshakes
+from pilot_trio.services.mailbox import Mailbox
+
+IPC_OPEN_DELAY: Final = 1.0  # seconds after the start when IPC clients are served even if the registry does not answer
+WEBHOOK_DRAIN: Final = 0.4  # seconds at the end for events that are still queued; all of a shutdown is to fit into two
+
+DATA_EXCHANGE_PORT: Final = 1001  # protocol, `spec/services.md` §3
+EVENT_STREAM_PORT: Final = 1002  # protocol, `spec/services.md` §4
+
+_log = logging.getLogger("pilot_trio.daemon")
+
+
+@attrs.frozen
+class NodeStatistics:
+    """Every part's counters at one moment."""
+
+    uptime: float  # seconds
+    ipc: IPCStatistics
+    streams: StreamStatistics
+    datagrams: DatagramStatistics
+    registry: RegistryStatistics
+    enrolment: EnrolmentStatistics
+    beacon: BeaconStatistics
+
+
+class Node:
+    """The parts of one node. Made and run by `serve_node`; command handlers reach each other's parts through it."""
+
+    def __init__(
+        self, config: Config, network: Network, home: Home, sock: DatagramSocket, tls: TLSPolicy | None
+    ) -> None:
+        registry = _registry_endpoint(config)
+        rng = random.Random()
+        self.config: Final = config
+        self.events: Final = EventBus()
+        self.state: Final = NodeState(
+            home.identity, trio.current_time(), persistent=home.persistent, email=home.email, public=config.public
+        )
+        self.registry: Final = RegistryClient(
+            network, registry, tls=tls, connections=config.registry.connections, on_reachable=self._on_reachable
+        )
+        self.resolver: Final = Resolver(self.registry, self.state)
+        self.managed: Final = ManagedNetworks(self.state, self.registry, config.admin_token)
+        self.networks: Final = Networks(
+            state=self.state,
+            registry=self.registry,
+            resolver=self.resolver,
+            events=self.events,
+            admin_token=config.admin_token,
+            path=home.file("networks.json"),
+            on_directory=self.managed.sync,
+        )
+        self.ports: Final = PortTable(rng.getrandbits(32))
+        self.streams: Final = StreamTable(
+            self.state, self.ports, NoTunnel(self.resolver), limits=config.streams, events=self.events
+        )
+        self.trust: Final = TrustService(
+            state=self.state,
+            registry=self.registry,
+            resolver=self.resolver,
+            events=self.events,
+            dial=self._dial,
+            path=home.file("trust.json"),
+            auto_approve=config.trust.auto_approve,
+            keepalive=config.keepalive,
+        )
+        self.webhook: Final = Webhook(self.events, node_id=lambda: self.state.node_id, secret=config.webhook.secret)
+        self.beacon: Final = BeaconClient(
+            network=network,
+            sock=sock,
+            state=self.state,
+            configured=config.beacon,
+            registry=self.registry,
+            on_notify=self.trust.poke,
+            keepalive=config.keepalive,
+        )
+        self.enrolment: Final = Enrolment(
+            config=config,
+            state=self.state,
+            registry=self.registry,
+            networks=self.networks,
+            beacon=self.beacon,
+            bound=sock.endpoint,
+            events=self.events,
+            trusted=self.trust.trusted_ids,
+        )
+        commands: CommandTable = {}
+        self.ipc: Final = IPCServer(commands)
+        self.datagrams: Final = Datagrams(
+            self.state,
+            self.ports,
+            self.resolver,
+            self.ipc.broadcast_offer,
+            members=self.networks.members,
+            admin_token=config.admin_token,
+            events=self.events,
+        )
+        commands.update(build_table(self))
+
+    def statistics(self) -> NodeStatistics:
+        """Return every part's counters."""
+        return NodeStatistics(
+            uptime=trio.current_time() - self.state.started_at,
+            ipc=self.ipc.statistics(),
+            streams=self.streams.statistics(),
+            datagrams=self.datagrams.statistics(),
+            registry=self.registry.statistics(),
+            enrolment=self.enrolment.statistics(),
+            beacon=self.beacon.statistics(),
+        )
+
+    async def run(self, listener: TransportListener, *, task_status: trio.TaskStatus[Node]) -> None:
+        """Serve until cancelled; then stop everything, users before what they use."""
+        await self._load_webhook()
+        async with open_service_nursery() as services:
+            drained = await services.start(self._deliver_events)
+            await services.start(self.beacon.run)
+            try:
+                await self._run_users(listener, task_status)
+            finally:
+                self.webhook.close()
+                with trio.move_on_after(WEBHOOK_DRAIN, shield=True):
+                    await drained.wait()
+                await self.registry.aclose()
+
+    async def _run_users(self, listener: TransportListener, task_status: trio.TaskStatus[Node]) -> None:
+        async with trio.open_nursery() as nursery:
+            try:
+                self._serve_ports(nursery)
+                await nursery.start(self.trust.run)
+                await nursery.start(self.managed.run)
+                nursery.start_soon(self.enrolment.run)
+                with trio.move_on_at(self.state.started_at + IPC_OPEN_DELAY):
+                    await self.enrolment.announced.wait()
+                await nursery.start(self.ipc.serve, listener)
+                _log.info("IPC listening", extra={"kv": {"socket": str(self.config.socket)}})
+                if self.config.registry.fail_fast:
+                    await self.enrolment.announced.wait()
+                task_status.started(self)
+                await self.enrolment.announced.wait()
+                kv = {"node_id": self.state.node_id, "addr": str(self.state.address)}
+                _log.info("daemon running", extra={"kv": kv})
+                await trio.sleep_forever()
+            finally:
+                self._announce_end()
+
+    def _announce_end(self) -> None:
+        uptime = trio.current_time() - self.state.started_at
+        data = {
+            "known_peers": self.state.tunnel.peers,
+            "open_connections": self.streams.statistics().connections,
+            "uptime_seconds": int(uptime),
+        }
+        self.events.publish("daemon.shutting_down", data)
+
+    def _serve_ports(self, nursery: trio.Nursery) -> None:
+        """Start the built-in services on the node's own ports."""
+        chosen = self.config.services
+        table = self.streams
+        nursery.start_soon(
+            serve_handshakes,
+            listen(table, HANDSHAKE_PORT, "handshake"),
+            lambda message, stream: self.trust.receive(message, stream.remote.address.node),
+        )
+        _log.info("handshake service listening", extra={"kv": {"port": HANDSHAKE_PORT}})
+        if chosen.echo:
+            nursery.start_soon(partial(serve_echo, listen(table, ECHO_PORT, "echo"), admit=self._admits))
+            _log.info("echo service listening", extra={"kv": {"port": ECHO_PORT}})
+        if chosen.dataexchange:
+            mailbox = Mailbox(self.config.home, text_as_base64=chosen.dataexchange_b64)
+            exchange = DataExchange(mailbox, self.events.publish)
+            self._serve_port(nursery, "dataexchange", DATA_EXCHANGE_PORT, exchange.handle)
+        if chosen.eventstream:
+            broker = EventStream(self.events.publish)
+            self._serve_port(nursery, "eventstream", EVENT_STREAM_PORT, broker.handle)
+
+    def _serve_port(
+        self, nursery: trio.Nursery, name: str, port: int, handle: Callable[[OverlayStream], Awaitable[None]]
+    ) -> None:
+        async def serve_one(stream: OverlayStream) -> None:
+            try:
+                await handle(stream)
+            except Exception:
+                # The border of one peer: whatever goes wrong with it is no reason to stop serving the others.
+                _log.exception("%s failed", name, extra={"kv": {"remote": str(stream.remote)}})
+
+        nursery.start_soon(trio.serve_listeners, serve_one, [listen(self.streams, port, name)])
+        _log.info("%s service listening", name, extra={"kv": {"port": port}})
+
+    def _admits(self, stream: OverlayStream) -> bool:
+        """Say whether a peer may use the echo: everybody's on a public node, else trusted ones' (`spec/services.md` §2)."""
+        return self.state.public or self.trust.admits(stream.remote.address.node)
+
+    async def _dial(self, node: NodeId, port: int) -> trio.abc.Stream:
+        return await open_stream(self.streams, Address(BACKBONE, node), port, "handshake")
+
+    async def _deliver_events(self, *, task_status: trio.TaskStatus[trio.Event]) -> None:
+        """Run the webhook, and say so when it has delivered what was queued."""
+        drained = trio.Event()
+        task_status.started(drained)
+        await self.webhook.run()
+        drained.set()
+
+    async def _load_webhook(self) -> None:
+        """Set the configured webhook, or the one that a client stored earlier."""
+        url = self.config.webhook.url
+        try:
+            if not url:
+                stored = await files.load(self.config.home / "webhook_url")
+                url = (stored or b"").decode("utf-8", "surrogateescape").strip()
+            self.webhook.set_url(url)
+        except (CommandError, OSError) as exc:
+            _log.warning("webhook not used", extra={"kv": {"url": url, "error": str(exc)}})
+
+    def _on_reachable(self, reachable: bool) -> None:
+        self.state.registry_reachable = reachable
+
+
+async def serve_node(
+    config: Config,
+    *,
+    network: Network | None = None,
+    listener: TransportListener | None = None,
+    task_status: trio.TaskStatus[Node] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve one node, without a rendezvous of its own, until cancelled; it ends in well under two seconds.
+
+    Reports the `Node` once IPC clients are served: when it is registered, or one second after the start.
+
+    Args:
+      config: its settings; `registry.endpoint` must be given.
+      network: None: the operating system's.
+      listener: where IPC clients arrive; None: a Unix socket at `config.socket`.
+      task_status: gets the node.
+
+    Raises:
+      StartupError: it cannot start; the text says why and what to do.
+    """
+    network = network or SystemNetwork()
+    if listener is None:
+        raise_open_files_limit()
+        listener = await open_unix_listener(config.socket)
+    try:
+        home = await open_home(config)
+        sock = await _open_udp(network, config.listen)
+        try:
+            node = Node(config, network, home, sock, await _load_tls(config))
+            await node.run(listener, task_status=task_status)
+        finally:
+            sock.close()
+    finally:
+        listener.close()
+
+
+async def _open_udp(network: Network, at: Endpoint) -> DatagramSocket:
+    try:
+        sock = await network.open_udp(at)
+    except OSError as exc:
+        raise StartupError(f"tunnel listen on {at}: {exc.strerror or exc}; choose another port, or 0 for any") from exc
+    _log.info("tunnel listening", extra={"kv": {"addr": str(sock.endpoint)}})
+    return sock
+
+
+async def _load_tls(config: Config) -> TLSPolicy | None:
+    if not config.registry.tls:
+        return None
+    if config.registry.trust == "pinned":
+        return TLSPolicy.pinned(config.registry.fingerprint)
+    return await trio.to_thread.run_sync(TLSPolicy.system)  # reads hundreds of certificates
+
+
+def _registry_endpoint(config: Config) -> Endpoint:
+    if config.registry.endpoint is None:
+        raise StartupError("no registry: RegistryConfig.endpoint is None; name one, for example 127.0.0.1:9000")
+    return config.registry.endpoint
