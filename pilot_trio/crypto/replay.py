@@ -1,0 +1,47 @@
+"""The replay window: which nonce counters of a session were seen (RFC 6479's idea; `spec/tunnel.md` §5).
+
+Consult it only after the tag has verified: an unauthenticated frame must neither be judged nor leave a trace.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+WINDOW: Final = 8192  # counters; a peer's window is 256, a wider one turns a peer's reordering into no loss at all
+
+
+class Verdict(Enum):
+    """What the window says of a counter."""
+
+    FRESH = "fresh"
+    REPLAY = "replay"
+    OUTSIDE = "outside window"
+
+
+class ReplayWindow:
+    """Seen counters up to `size` behind the highest. An integer is the bitmap: bit 0 is the highest counter."""
+
+    __slots__ = ("_bits", "_highest", "_mask", "_size")
+
+    def __init__(self, size: int = WINDOW) -> None:
+        self._size = size
+        self._mask = (1 << size) - 1
+        self._highest = 0
+        self._bits = 0
+
+    def accept(self, counter: int) -> Verdict:
+        """Judge a counter whose frame was authenticated, and mark it as seen."""
+        ahead = counter - self._highest
+        if ahead > 0:
+            # Nothing is kept of a jump larger than the window; shifting by an attacker's 2**63 would never end.
+            self._bits = (self._bits << ahead | 1) & self._mask if ahead < self._size else 1
+            self._highest = counter
+            return Verdict.FRESH
+        if -ahead >= self._size:
+            return Verdict.OUTSIDE
+        bit = 1 << -ahead
+        if self._bits & bit:
+            return Verdict.REPLAY
+        self._bits |= bit
+        return Verdict.FRESH

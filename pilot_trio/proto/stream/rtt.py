@@ -1,0 +1,43 @@
+"""Round-trip time and retransmission timeout (RFC 6298). Seconds throughout."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+RTO_INITIAL: Final = 1.0  # seconds; RFC 6298 (2.1)
+RTO_MIN: Final = 0.2  # seconds; protocol §5.4, above a peer's delayed acknowledgment
+RTO_MAX: Final = 10.0  # seconds; protocol §5.4
+GRANULARITY: Final = 0.01  # seconds; G of RFC 6298 (2.3), the protocol's value
+MIN_RTT_WINDOW: Final = 10.0  # seconds over which the smallest round trip counts; a path may change
+
+
+@attrs.define
+class RttEstimator:
+    """The estimate of one path; `rto` is the timeout without backoff."""
+
+    srtt: float = 0.0
+    rttvar: float = 0.0
+    rto: float = RTO_INITIAL
+    min_rtt: float = float("inf")
+    _min_rtt_at: float = float("-inf")
+
+    def on_sample(self, rtt: float, now: float) -> None:
+        """Fold one round-trip sample into the estimate.
+
+        Args:
+          rtt: seconds from transmission to acknowledgement; never of a segment sent twice (Karn).
+          now: the current time.
+        """
+        if self.srtt == 0.0:
+            # (2.2) SRTT <- R, RTTVAR <- R/2
+            self.srtt, self.rttvar = rtt, rtt / 2
+        else:
+            # (2.3) RTTVAR <- 3/4 RTTVAR + 1/4 |SRTT - R'|, SRTT <- 7/8 SRTT + 1/8 R'; in this order
+            self.rttvar += (abs(self.srtt - rtt) - self.rttvar) / 4
+            self.srtt += (rtt - self.srtt) / 8
+        # (2.4) and (2.5): the floor and the ceiling are the protocol's
+        self.rto = min(RTO_MAX, max(RTO_MIN, self.srtt + max(GRANULARITY, 4 * self.rttvar)))
+        if rtt <= self.min_rtt or now - self._min_rtt_at > MIN_RTT_WINDOW:
+            self.min_rtt, self._min_rtt_at = rtt, now

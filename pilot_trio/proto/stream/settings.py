@@ -1,0 +1,45 @@
+"""Constants of the stream layer, and the few that an operator may change."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+# What the protocol fixes -------------------------------------------------------------------------------------------
+SEGMENT: Final = 1152  # bytes of payload per segment, and the unit of the window field; protocol §2.1, §4.3
+REFERENCE_WINDOW_MAX: Final = 1024  # segments; a peer that advertises more is not a released reference node, §12
+REFERENCE_FLIGHT_MAX: Final = 128  # segments a reference peer can reorder; more than that is dropped silently, §4.4
+FIN_LINGER: Final = 5.0  # seconds that a FIN waits for the data before it to be acknowledged; protocol §3.7
+FIN_HOLD: Final = 15.0  # seconds of silence after which a FIN that overtook data is accepted; protocol §3.6
+SYN_TIMEOUT: Final = 0.25  # seconds until the first SYN is sent again; protocol §3.4, doubles
+SYN_TIMEOUT_MAX: Final = 8.0  # seconds; protocol §3.4
+TRANSMISSIONS_MAX: Final = 8  # of one segment, then the connection is abandoned; protocol §5.6
+QUICK_ACKS: Final = 32  # segments acknowledged at once at the start and after a pause; protocol §4.2
+KEEPALIVE_PROBES: Final = 3  # unanswered probes after which the peer is dead; protocol §3.5
+KEEPALIVE_INTERVAL: Final = 15.0  # seconds between probes; protocol §3.5
+
+# What we chose -----------------------------------------------------------------------------------------------------
+RECEIVE_SLOTS: Final = (
+    4096  # segments advertised; large enough for 20 ms at 100 MiB/s, and tells own kind from the reference
+)
+SEND_BUFFER: Final = 1 << 20  # bytes accepted from the application and not yet acknowledged; the writer waits above it
+ACK_DELAY: Final = (
+    0.005  # seconds until a lone segment is acknowledged; the reference's value, so both ends behave alike
+)
+NAGLE_DELAY: Final = 0.04  # seconds that a short tail waits for more; the reference's value
+HEADROOM: Final = 8  # slots of a peer's window left alone: a reference peer driven to zero never says that it has room
+WINDOW_UPDATE_BELOW: Final = 64  # slots; having advertised less than this, we say when there is room again
+PROBE_FIRST: Final = 0.5  # seconds until a closed window is probed with real data
+PROBE_MAX: Final = 8.0  # seconds; each probe stalls a full reference peer for one second, hence the backoff
+PROBE_ANSWER_GAP: Final = 5.0  # seconds of quiet before a keepalive probe gets an answer; no answer is ever answered
+FIN_RETRIES: Final = 4  # times an unanswered FIN is sent again; then the peer has gone, or has answered and forgotten
+
+
+@attrs.frozen
+class StreamSettings:
+    """What an operator may change; the defaults are the protocol's."""
+
+    idle_timeout: float = 120.0  # seconds without activity after which a stream is closed
+    keepalive: float = 60.0  # seconds without activity after which the peer is probed
+    time_wait: float = 10.0  # seconds that a closed connection keeps its ports

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pilot_trio.address import Address, NetworkId, NodeId
+from pilot_trio.errors import DecodeError
+from pilot_trio.wire import packet, sack
+from pilot_trio.wire.packet import Packet
+
+VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "packets.json").read_text())
+FLAGS = {"SYN": packet.SYN, "ACK": packet.ACK, "FIN": packet.FIN, "RST": packet.RST}
+
+u16 = st.integers(0, 0xFFFF)
+u32 = st.integers(0, 0xFFFFFFFF)
+addresses = st.builds(Address, u16.map(NetworkId), u32.map(NodeId))
+packets = st.builds(
+    Packet,
+    st.integers(0, 15),
+    st.integers(0, 255),
+    addresses,
+    addresses,
+    u16,
+    u16,
+    u32,
+    u32,
+    u16,
+    st.binary(max_size=64),
+)
+
+
+@pytest.mark.parametrize("vector", VECTORS["packets"], ids=lambda v: v["id"])
+def test_packet_vectors(vector: dict[str, Any]) -> None:
+    raw = bytes.fromhex(vector["packet_hex"])
+    if vector["expect"] == "drop":
+        with pytest.raises(DecodeError) as caught:
+            packet.decode(raw)
+        assert str(caught.value) == vector["error"]
+        return
+    decoded, fields = packet.decode(raw), vector["fields"]
+    assert decoded.flags == sum(FLAGS[name] for name in fields["flags"])
+    assert (decoded.protocol, len(decoded.payload)) == (fields["protocol"], fields["payload_len"])
+    assert (str(decoded.source), str(decoded.destination)) == (fields["src"], fields["dst"])
+    assert (decoded.source_port, decoded.destination_port) == (fields["src_port"], fields["dst_port"])
+    assert (decoded.seq, decoded.ack, decoded.window) == (fields["seq"], fields["ack"], fields["window"])
+    assert decoded.encode() == raw[: 34 + fields["payload_len"]]
+
+
+@given(packets, st.binary(max_size=5))
+def test_packets_survive_the_wire_with_anything_behind_them(value: Packet, trailing: bytes) -> None:
+    assert packet.decode(value.encode() + trailing) == value
+
+
+@given(packets, st.data())
+def test_a_flipped_bit_never_passes(value: Packet, data: st.DataObject) -> None:
+    raw = bytearray(value.encode())
+    bit = data.draw(st.integers(0, len(raw) * 8 - 1))
+    raw[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(DecodeError):
+        packet.decode(bytes(raw))
+
+
+@given(packets)
+def test_truncation_at_every_offset_is_refused(value: Packet) -> None:
+    raw = value.encode()
+    for end in range(len(raw)):
+        with pytest.raises(DecodeError):
+            packet.decode(raw[:end])
+
+
+@given(st.binary(max_size=80))
+def test_garbage_gives_a_packet_or_a_decode_error(data: bytes) -> None:
+    with contextlib.suppress(DecodeError):
+        packet.decode(data)
+
+
+@pytest.mark.parametrize("vector", VECTORS["sack_payloads"], ids=lambda v: v["id"])
+def test_sack_vectors(vector: dict[str, Any]) -> None:
+    payload = bytes.fromhex(vector["payload_hex"])
+    blocks = sack.decode(payload)
+    assert (blocks is not None) == vector["is_sack"] == sack.looks_like_sack(payload)
+    if blocks is not None:
+        assert [list(block) for block in blocks] == vector["blocks"]
+
+
+@given(st.lists(st.tuples(u32, u32), min_size=1, max_size=4))
+def test_sack_blocks_survive_the_wire(blocks: list[sack.Block]) -> None:
+    assert sack.decode(sack.encode(blocks)) == blocks
