@@ -253,6 +253,8 @@ class Link:
         try:
             while True:
                 await self._wait_for_readers()
+                if self._failure is not None:
+                    return  # closed while it waited
                 data = await self._transport.receive_some(READ_SIZE)
                 if not data:
                     break

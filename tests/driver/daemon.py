@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -13,6 +14,7 @@ from pilot_trio.daemon.dispatch import Client, Lane, Later, Route
 from pilot_trio.daemon.ipc import IPCServer
 from pilot_trio.driver import Driver, open_driver
 from pilot_trio.errors import CommandError, RegistryError
+from pilot_trio.net.unix_listener import open_unix_listener
 from pilot_trio.testing import MemoryTransport, MemoryTransportListener
 from pilot_trio.wire.ipc import Code, encode_frame
 from tests.daemon.stream_fakes import SELF, FakeNode
@@ -32,6 +34,10 @@ class StandIn(FakeNode):
 
     async def connect(self) -> MemoryTransport:
         return await self.listener.open_transport()
+
+    async def listen_at(self, path: Path, *, task_status: trio.TaskStatus[None]) -> None:
+        """Serve on a real socket too."""
+        await self.server.serve(await open_unix_listener(path), task_status=task_status)
 
     def _deliver(self, frame: bytes) -> None:
         self.server.broadcast_offer(frame)
