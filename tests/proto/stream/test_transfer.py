@@ -104,7 +104,12 @@ def test_user_data_that_looks_like_a_sack_arrives() -> None:
         link.pump(0)
         link.settle(0.002)
     received = bytearray()
-    link.run(lambda: bool(received.extend(link.b.read(1 << 20))) or len(received) == len(data), 30)
+
+    def read() -> bool:
+        received.extend(link.b.read(1 << 20))
+        return len(received) == len(data)
+
+    link.run(read, 30)
     assert bytes(received) == data
 
 
@@ -176,7 +181,7 @@ def test_a_peer_that_never_announces_room_is_probed_with_real_data() -> None:
     assert link.a.state is State.ESTABLISHED
     sent_while_closed = link.a.segments_sent
     closed = False
-    link.b.read = lambda size: b""  # type: ignore[method-assign]  # no window update: only probes can find out
+    link.b.read = lambda max_bytes: b""  # type: ignore[method-assign]  # no window update: only probes can find out
     link.run(lambda: link.b.readable == 300_000, 30)
     assert sent_while_closed < 150
 
