@@ -69,6 +69,7 @@ class Networks:
         self._path = path
         self._on_directory = on_directory
         self._rng = rng or random.Random()
+        self._knows_visibility = False
         self._changes = 0  # memberships begun or ended by ourselves
 
     async def run(self) -> None:
@@ -183,8 +184,10 @@ class Networks:
             for gone in set(self._state.allowed_ports) - {BACKBONE, *self._state.networks}:
                 del self._state.allowed_ports[gone]
             await self._store()
-        if isinstance(record.get("public"), bool):
-            self._state.public = record["public"]
+        if not self._knows_visibility:
+            # A node made public in an earlier life still is. Later on we know better than a registry that may have lost it.
+            self._knows_visibility = True
+            self._state.public |= record.get("public") is True
 
     async def _sync_directory(self) -> None:
         answer = await self._registry.call("list_networks")

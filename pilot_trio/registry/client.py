@@ -237,6 +237,8 @@ class RegistryClient:
                     raise
                 if not remaining:
                     self._down = True
+                    if attempts == 1:
+                        raise
                     raise DialFailed(f"reconnect failed after {attempts} attempts: {exc}") from exc
                 await trio.sleep(backoff.next_delay())
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import trio
@@ -106,5 +107,6 @@ def _reason(exc: OSError) -> str:
         cause = cause.exceptions[0]
     if isinstance(cause, OSError):
         exc = cause
-    text = exc.strerror or str(exc) or type(exc).__name__
-    return f"connect: {text.lower()}" if exc.errno and isinstance(exc, ConnectionError) else text
+    if exc.errno and isinstance(exc, ConnectionError):
+        return f"connect: {os.strerror(exc.errno).lower()}"
+    return exc.strerror or str(exc) or type(exc).__name__

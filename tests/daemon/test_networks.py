@@ -60,6 +60,17 @@ async def test_sync_learns_memberships_policies_and_visibility(autojump_clock: M
     assert setup.directory == [[{"id": 0}, {"id": 3}]]
 
 
+async def test_visibility_is_learnt_at_the_start_only(autojump_clock: MockClock) -> None:
+    for first, second in ((True, False), (False, True)):
+        setup = Setup()
+        setup.client.answers["lookup"] = {"networks": [], "public": first}
+        await setup.networks.sync()
+        setup.client.answers["lookup"] = {"networks": [], "public": second}
+        await trio.sleep(2)
+        await setup.networks.sync()
+        assert setup.state.public is first
+
+
 async def test_memberships_from_a_confused_registry_are_filtered(autojump_clock: MockClock) -> None:
     setup = Setup()
     setup.client.answers["lookup"] = {"networks": [5, 5, "3", -1, 0, 70000, True, None], "public": "yes"}
