@@ -23,7 +23,7 @@ REPEAT_WINDOW: Final = 10.0  # seconds in which lines of one cause are counted t
 REPEAT_MAX: Final = 5  # lines of one cause per window that are written; the rest becomes one summary line
 REPEAT_CAUSES_MAX: Final = 512  # causes remembered; the one known for longest is forgotten first
 QUEUE_MAX: Final = 4096  # lines waiting for a log that does not drain; more are dropped and counted
-CLOSE_TIMEOUT: Final = 0.5  # seconds that the end of the process waits for the last lines to be written
+CLOSE_TIMEOUT: Final = 0.15  # seconds that the end of the process waits for the last lines; part of its two
 
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 _NAMES: Final = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}

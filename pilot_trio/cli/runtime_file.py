@@ -36,6 +36,16 @@ def read(home: Path, socket: Path) -> dict[str, str]:
     return {key: value for key, value in facts.items() if isinstance(value, str)}
 
 
+def remove(home: Path, socket: Path) -> None:
+    """Take back the own note; another process's stays."""
+    path = _path(home, socket)
+    try:
+        if json.loads(path.read_bytes()).get("pid") == os.getpid():
+            path.unlink()
+    except (OSError, ValueError, AttributeError):
+        return  # a note of a process that is gone is no note
+
+
 def _path(home: Path, socket: Path) -> Path:
     name = hashlib.sha256(os.fsencode(os.path.abspath(socket))).hexdigest()[:16]  # noqa: PTH100  (no symlink resolution)
     return home / _DIRECTORY / "run" / f"{name}.json"

@@ -71,3 +71,14 @@ def test_a_note_of_another_users_process_counts(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "kill", refuse)
     assert runtime_file.read(tmp_path, tmp_path / "s")["registry"] == "r:1"
+
+
+def test_a_process_takes_back_its_own_note_only(tmp_path: Path) -> None:
+    path = runtime_file.write(tmp_path, tmp_path / "s", {})
+    runtime_file.remove(tmp_path, tmp_path / "other")
+    path.write_text('{"pid": 1}')
+    runtime_file.remove(tmp_path, tmp_path / "s")
+    assert path.exists()
+    runtime_file.write(tmp_path, tmp_path / "s", {})
+    runtime_file.remove(tmp_path, tmp_path / "s")
+    assert not path.exists()

@@ -1,0 +1,141 @@
+"""The daemon's life between its flags and its exit code."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import signal
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from pilot_trio.cli import log_rotation, logs, runtime_file
+from pilot_trio.cli.daemon_flags import BY_NAME, Value
+from pilot_trio.cli.daemon_settings import Note, Settings, resolve, to_config
+from pilot_trio.cli.shutdown import Watchdog, cancel_on_signal, stop_signals
+from pilot_trio.config import Config, default_home
+from pilot_trio.errors import ConfigError, PilotError
+from pilot_trio.serving import serve
+
+GC_THRESHOLD: Final = 5_000  # allocations between collections; small requests allocate a lot and leave no cycles
+_STANDARD_ERROR: Final = 2
+
+log = logging.getLogger("pilot_trio.daemon")
+
+
+def run(given: Mapping[str, Value]) -> int:
+    """Run a node with the flags given until a stop signal; return the exit code."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # no reload; a closing terminal must not end a service
+    home = default_home()
+    try:
+        settings = resolve(given, os.environ, home)
+    except ConfigError as exc:
+        early = logs.configure(_flag(given, "log-level"), _flag(given, "log-format"))
+        log.error(str(exc))  # noqa: TRY400  (a traceback tells an operator nothing here)
+        early.close()
+        return 1
+    handler = logs.configure(settings.text("log-level"), settings.text("log-format"), tick=_rotation(settings, home))
+    try:
+        return _run(settings, home, Watchdog(handler.close))
+    finally:
+        handler.close()
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as we may: 1,024 clients must fit (`spec/ipc.md` §1)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def settle() -> None:
+    """Take what exists after the start out of the garbage collector's sight, and let it run less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
+
+
+def leaves(exc: BaseException) -> Iterable[BaseException]:
+    """Yield the exceptions in nested groups, in order."""
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from leaves(inner)
+    else:
+        yield exc
+
+
+def _run(settings: Settings, home: Path, watchdog: Watchdog) -> int:
+    try:
+        config, notes = to_config(settings, home)
+    except ConfigError as exc:
+        text = str(exc)
+        log.error(text if text.startswith("-") else f"daemon start: {text}")  # noqa: TRY400  (as above)
+        return 1
+    _tell((*settings.notes, *notes))
+    _tell_network(settings, config)
+    raise_file_limit()
+    started = trio.Event()
+    try:
+        trio.run(_serve_until_signal, config, home, watchdog, started)
+    except BaseExceptionGroup as group:
+        causes = list(leaves(group))
+        expected = all(isinstance(cause, PilotError | OSError) for cause in causes)
+        if expected and not started.is_set():
+            log.error("daemon start: %s", causes[0])  # noqa: TRY400  (the reference's command line shows this text)
+        else:
+            log.exception("daemon failed: %s", causes[0])
+        return 1
+    finally:
+        if started.is_set():
+            runtime_file.remove(home, config.socket)
+    return 0
+
+
+async def _serve_until_signal(config: Config, home: Path, watchdog: Watchdog, started: trio.Event) -> None:
+    with stop_signals(watchdog) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_on_signal, signals, nursery.cancel_scope)
+            await nursery.start(partial(serve, config))
+            started.set()
+            facts = {"registry": str(config.registry.endpoint), "beacon": ",".join(map(str, config.beacon))}
+            try:
+                await trio.to_thread.run_sync(runtime_file.write, home, config.socket, facts)
+            except OSError as exc:
+                log.warning("cannot tell the command line our registry", extra={"kv": {"error": str(exc)}})
+            settle()
+
+
+def _tell(notes: Iterable[Note]) -> None:
+    for note in notes:
+        log.warning(note.message, extra={"kv": note.kv})
+
+
+def _tell_network(settings: Settings, config: Config) -> None:
+    # The reference's command line takes `transport=` from this line.
+    kv = {
+        "transport": "udp",
+        "proxy": "none",
+        "transport_from": settings.sources["transport"],
+        "registry": str(config.registry.endpoint),
+        "registry_tls": config.registry.tls,
+    }
+    log.info("outbound network", extra={"kv": kv})
+
+
+def _flag(given: Mapping[str, Value], name: str) -> str:
+    return str(given.get(name, BY_NAME[name].default))
+
+
+def _rotation(settings: Settings, home: Path) -> log_rotation.Rotation | None:
+    return log_rotation.rotation_for(
+        _STANDARD_ERROR,
+        home,
+        megabytes=settings.number("log-max-size"),
+        backups=settings.number("log-max-backups"),
+        chosen=settings.given("log-max-size"),
+    )

@@ -1,0 +1,86 @@
+"""Leaving on a signal, also when something hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+import trio
+
+from pilot_trio.cli.shutdown import Watchdog, cancel_on_signal, stop_signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_stop_signal_cancels_and_arms_the_watchdog(number: signal.Signals) -> None:
+    left = threading.Event()
+    watchdog = Watchdog(lambda: None, timeout=0.01, leave=lambda _code: left.set())
+    before = signal.getsignal(number)
+    with stop_signals(watchdog) as signals, trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_on_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(trio.sleep_forever)
+            signal.raise_signal(number)
+    assert left.wait(5)
+    assert signal.getsignal(number) is before
+
+
+def test_the_watchdog_says_its_last_words_and_leaves_with_zero() -> None:
+    said: list[str] = []
+    left = threading.Event()
+
+    def leave(code: int) -> None:
+        said.append(f"exit {code}")
+        left.set()
+
+    watchdog = Watchdog(lambda: said.append("flushed"), timeout=0.0, leave=leave)
+    watchdog.arm()
+    watchdog.arm()
+    assert left.wait(5)
+    assert said == ["flushed", "exit 0"]
+
+
+HANGS = {
+    "a worker thread": "await trio.to_thread.run_sync(time.sleep, 60)",
+    "the event loop": "time.sleep(0.01)\n        while True: pass",
+    "a shielded task": "with trio.CancelScope(shield=True): await trio.sleep(60)",
+    "a file that blocks": "os.read(os.pipe()[0], 1)",
+    "nothing": "await trio.sleep_forever()",
+}
+
+
+@pytest.mark.real_time
+@pytest.mark.parametrize("what", HANGS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_process_ends_in_two_seconds_with_zero_whatever_hangs(what: str, number: signal.Signals) -> None:
+    program = f"""
+    import os, time, trio
+    from pilot_trio.cli.shutdown import Watchdog, cancel_on_signal, stop_signals
+
+    async def hang():
+        os.write(1, b"up")
+        {HANGS[what]}
+
+    async def main():
+        with stop_signals(Watchdog(lambda: None)) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel_on_signal, signals, nursery.cancel_scope)
+                nursery.start_soon(hang)
+
+    trio.run(main)
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert os.read(process.stdout.fileno(), 2) == b"up"
+        began = time.monotonic()
+        process.send_signal(number)
+        try:
+            assert process.wait(5) == 0
+            assert time.monotonic() - began < 2.0
+        finally:
+            process.kill()
