@@ -102,9 +102,9 @@ async def test_a_lost_daemon_is_noticed() -> None:
 
         async def expect_closed() -> None:
             with pytest.raises(IPCClosedError, match="without a word"):
-                await node.health()
+                await driver.health()
 
-        async with open_driver(path) as node, trio.open_nursery() as nursery:
+        async with open_driver(path) as driver, trio.open_nursery() as nursery:
             server, _ = listening.accept()
             nursery.start_soon(expect_closed)
             await trio.to_thread.run_sync(server.recv, 5)
