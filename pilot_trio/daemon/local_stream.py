@@ -23,8 +23,8 @@ from pilot_trio.daemon.connection import (
     StreamFigures,
 )
 
-LOCAL_BUFFER_MAX: Final = 262_144  # bytes held per direction of a local pair; four frames under way keep both ends busy
-LOCAL_LOW_WATER: Final = 65_536  # bytes of room that wake a waiting writer; less would cost a wake-up per small read
+LOCAL_BUFFER_MAX: Final = 131_072  # bytes held per direction of a local pair; twice as much was no faster
+LOCAL_LOW_WATER: Final = 32_768  # bytes of room that wake a waiting writer; less would cost a wake-up per small read
 
 _SLOT = LOCAL_BUFFER_MAX // WINDOW_SLOTS  # bytes of our buffer that one slot of the shown window stands for
 

@@ -45,6 +45,10 @@ class StreamStatistics:
 class Carrier(abc.ABC):
     """Opens streams to other nodes."""
 
+    # A carrier takes ids from `StreamTable.new_id` and ports from the port table, gives its connections
+    # `StreamTable.follow` as their `on_state`, puts them in with `add` as soon as a SYN is out or accepted, and hands
+    # incoming ones to the listener that `admit` returns.
+
     @abc.abstractmethod
     async def open(self, address: Address, port: Port, owner: Hashable) -> Connection:
         """Return an established connection to another node; cancellable at once, leaving nothing behind.
@@ -203,13 +207,13 @@ class StreamTable:
         """
         self._check_dial(address, port)
         self._expire()
-        listener = self._admit(Port(port))
+        listener = self.admit(Port(port), others=1)
         source = self._ports.allocate()
         here, there = SocketAddress(address, source), SocketAddress(address, Port(port))
-        dialler = LocalConnection(self._new_id(), here, there, owner=owner, dialled=True, on_state=self._changed)
+        dialler = LocalConnection(self.new_id(), here, there, owner=owner, dialled=True, on_state=self.follow)
         self.add(dialler)
         acceptor = LocalConnection(
-            self._new_id(), there, here, owner=listener.owner, dialled=False, on_state=self._changed
+            self.new_id(), there, here, owner=listener.owner, dialled=False, on_state=self.follow
         )
         self.add(acceptor)
         local_pair(dialler, acceptor)
@@ -226,10 +230,14 @@ class StreamTable:
         if address.node == state.node_id and address.network not in (BACKBONE, *state.networks):
             raise NoRoute(f"node {address.node} is not a member of network {address.network}")
 
-    def _admit(self, port: Port) -> PortListener:
-        """Apply the tests of `spec/transport.md` §3.3 that a node has for itself; a refusal is what an RST says."""
+    def admit(self, port: Port, others: int = 0) -> PortListener:
+        """Return the listener that takes one more connection on `port`, beside `others` new ones elsewhere.
+
+        Raises:
+          DialRefused: nobody listens, or a limit of `spec/transport.md` §3.3 (1, 7 to 9) is reached: answer with RST.
+        """
         listener = self._listeners.get(port)
-        if listener is None or not self._counts.room(port, others=1):
+        if listener is None or not self._counts.room(port, others):
             raise DialRefused
         if listener.full:
             self._accept_queue_drops += 1
@@ -239,7 +247,8 @@ class StreamTable:
 
     # Rows
 
-    def _new_id(self) -> ConnId:
+    def new_id(self) -> ConnId:
+        """Return an id that nothing refers to."""
         return self._ids.allocate(self._rows)
 
     def add(self, connection: Connection) -> None:
@@ -282,8 +291,8 @@ class StreamTable:
             accept_queue_drops=self._accept_queue_drops,
         )
 
-    def _changed(self, connection: Connection, old: ConnState) -> None:
-        """Follow a connection's change of state; every connection in the table calls this."""
+    def follow(self, connection: Connection, old: ConnState) -> None:
+        """Follow a connection's change of state: what every connection in the table has as its `on_state`."""
         new = connection.state
         if old.active and not new.active:
             self._counts.remove(connection.local.port)

@@ -299,10 +299,10 @@ async def test_accept_precedes_data_and_end_even_if_all_happens_at_once(client: 
 
 async def test_buffered_data_is_pushed_in_frames_of_a_bounded_size(client: FakeClient, server: FakeClient) -> None:
     near, _far = await connect(client, server)
-    await client.send_data(near, bytes(200_000))
+    await client.send_data(near, bytes(100_000))
     await wait_all_tasks_blocked()
     sizes = [len(body) - 4 for code, body in server.take() if code == Code.RECV]
-    assert sum(sizes) == 200_000
+    assert sum(sizes) == 100_000
     assert max(sizes) == RECV_DATA_MAX
 
 

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from pilot_trio.address import Address, NetworkId
 from pilot_trio.daemon.ipc import IPCServer
+from pilot_trio.daemon.local_stream import LOCAL_BUFFER_MAX
 from pilot_trio.daemon.overlay import listen, open_stream
 from pilot_trio.services.echo import serve_echo
 from pilot_trio.testing.memory_transport import MemoryTransportListener
@@ -127,7 +128,7 @@ async def test_a_sender_that_vanishes_while_blocked_is_released_within_a_second(
         while (frame := await read(server))[0] == Code.RECV:
             total += len(frame[1]) - 4
         assert frame == (Code.CLOSE_OK, conn(far))
-        assert total >= 262_144
+        assert total >= LOCAL_BUFFER_MAX
 
 
 async def test_a_client_that_vanishes_during_a_dial_is_released_within_a_second(autojump_clock: MockClock) -> None:
