@@ -42,7 +42,8 @@ class Mailbox:
       state: who we are.
       registry: has the mailbox.
       on_request: called with the sender and the text of a relayed request.
-      on_response: called with the sender of a relayed answer and whether it is an approval.
+      on_response: called with the sender of a relayed answer, whether it is an approval, and when the registry got it
+        (Unix seconds; infinity if it does not say).
       keepalive: seconds between polls of an idle node.
       jitter: a number from 0 to 1.
     """
@@ -52,7 +53,7 @@ class Mailbox:
         state: NodeState,
         registry: Registry,
         on_request: Callable[[NodeId, str], Awaitable[None]],
-        on_response: Callable[[NodeId, bool], None],
+        on_response: Callable[[NodeId, bool, float], None],
         keepalive: float,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -150,7 +151,9 @@ class Mailbox:
         signature = self._state.identity.sign_text(node_text("poll_handshakes", own))
         answer = await self._registry.call("poll_handshakes", timeout=POLL_TIMEOUT, node_id=own, signature=signature)
         for entry in _entries(answer.get("responses")):
-            self._on_response(entry["from_node_id"], entry.get("accept") is True)
+            at = entry.get("timestamp")
+            arrived_at = at if isinstance(at, int | float) and at > 0 else math.inf
+            self._on_response(entry["from_node_id"], entry.get("accept") is True, arrived_at)
         for entry in _entries(answer.get("requests")):
             text = entry.get("justification")
             await self._on_request(entry["from_node_id"], text if isinstance(text, str) else "")

@@ -354,12 +354,9 @@ class TrustService:
         if verdict in GRANTING and verdict is not Verdict.MUTUAL:
             self._soon(self._report_trust, peer)
 
-    def _on_relayed_response(self, peer: NodeId, accept: bool) -> None:
+    def _on_relayed_response(self, peer: NodeId, accept: bool, arrived_at: float) -> None:
         if not accept:
-            self._table.forget_request(peer)
-            self._mailbox.settle(peer)
-            self._log("relayed handshake rejection received", peer)
-            return self._changed()
+            return self._on_relayed_reject(peer, arrived_at)
         self._log("relayed handshake approval received", peer)
         verdict = self._table.on_relayed_accept(peer, self._now())
         self._changed()
@@ -368,6 +365,12 @@ class TrustService:
             self._publish_change(peer, "granted", "accepted")
             self._soon(self._back_fill_key, peer)
         return None
+
+    def _on_relayed_reject(self, peer: NodeId, arrived_at: float) -> None:
+        self._log("relayed handshake rejection received", peer)
+        if self._table.on_relayed_reject(peer, arrived_at):
+            self._mailbox.settle(peer)
+        self._changed()
 
     def _after_request(self, request: Request, verdict: Verdict, *, relayed: bool) -> None:
         peer = request.node_id

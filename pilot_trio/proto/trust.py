@@ -231,6 +231,17 @@ class TrustTable:
         self._grant(TrustedPeer(node, now, mutual=True))
         return Verdict.GRANTED
 
+    def on_relayed_reject(self, node: NodeId, arrived_at: float) -> bool:
+        """Take a rejection out of the mailbox; False if it came before the request that is now under way.
+
+        A rejection is sent over a stream and through the relay. Whoever asks again after the first copy must not have
+        the new request undone by the second, which has been waiting in the mailbox since.
+        """
+        if int(self.outgoing.get(node, 0)) > arrived_at:  # relayed times are whole seconds
+            return False
+        self.forget_request(node)
+        return True
+
     def on_revoke(self, node: NodeId) -> bool:
         """Take back everything about a peer that withdrew its trust; False if it was not trusted."""
         self.pending.pop(node, None)

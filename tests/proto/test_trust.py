@@ -182,6 +182,13 @@ class TestAnswers:
         assert PEER not in table.outgoing
         assert table.take_broken() == [PEER]
 
+    def test_a_rejection_of_an_earlier_request_is_void(self, table: TrustTable) -> None:
+        table.start_request(PEER, NOW)
+        assert not table.on_relayed_reject(PEER, NOW - 1)
+        assert PEER in table.outgoing
+        assert table.on_relayed_reject(PEER, NOW)
+        assert PEER not in table.outgoing
+
     def test_a_peer_takes_its_trust_back(self) -> None:
         table = trusting()
         assert table.on_revoke(PEER)

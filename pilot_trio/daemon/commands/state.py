@@ -38,8 +38,8 @@ def routes(node: NodeParts) -> CommandTable:
     """Return the rows of Info and Health."""
     snapshots = Snapshots(node)
     return {
-        Code.INFO: Route(snapshots.info),
-        Code.HEALTH: Route(snapshots.health, lane=Lane.FIFO),
+        Code.INFO: Route(snapshots.info, snapshot=True),
+        Code.HEALTH: Route(snapshots.health, lane=Lane.FIFO, snapshot=True),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -30,6 +31,7 @@ from pilot_trio.errors import RegistryError
 from pilot_trio.proto.ports import PortTable
 from pilot_trio.services.handshake import HANDSHAKE_PORT, serve_handshakes
 from pilot_trio.testing import MemoryTransportListener
+from pilot_trio.wire.framing import REGISTRY_FRAME_MAX, FrameDecoder, encode_frame
 from pilot_trio.wire.handshake import HandshakeMessage
 from pilot_trio.wire.registry import Message
 
@@ -82,7 +84,12 @@ class AssembledNode:
 
     async def connect(self) -> IPCPeer:
         """Open an IPC connection."""
-        return IPCPeer(await self.listener.open_stream())
+        return await connect(self.listener)
+
+
+async def connect(listener: MemoryTransportListener) -> IPCPeer:
+    """Open an IPC connection."""
+    return IPCPeer(await listener.open_stream())
 
 
 class IPCPeer:
@@ -124,6 +131,30 @@ class IPCPeer:
         answered, body = await self.ask(code, payload)
         assert answered == 0x0A, (answered, body)
         return body[2:].decode()
+
+
+async def serve_registry(
+    registry: ScriptedRegistry,
+    listener: trio.abc.Listener[trio.abc.Stream],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve a scripted registry to real registry clients."""
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        decoder = FrameDecoder(REGISTRY_FRAME_MAX)
+        while chunk := await stream.receive_some(65_536):
+            decoder.feed(chunk)
+            while (body := decoder.next_frame()) is not None:
+                fields = json.loads(body)
+                try:
+                    answer = await registry.call(fields.pop("type"), **fields)
+                except RegistryError as exc:
+                    answer = {"type": "error", "error": exc.text}
+                await stream.send_all(encode_frame(json.dumps(answer).encode()))
+
+    task_status.started()
+    await trio.serve_listeners(serve, [listener])
 
 
 @asynccontextmanager
