@@ -189,3 +189,23 @@ async def test_a_broadcast_waits_for_the_registry_in_a_task_of_its_own(nursery: 
     ((code, body),) = client.take()
     assert code == Code.ERROR
     assert body[2:] == b"broadcast: list nodes for broadcast: registry: permission denied"
+
+
+async def test_a_datagram_that_had_to_wait_is_confirmed_when_it_is_sent(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = FakeNode()
+    client = FakeClient(node, nursery)
+    route_found = trio.Event()
+
+    async def send(target: Target) -> None:
+        assert target.data == b"x"
+        await route_found.wait()
+
+    monkeypatch.setattr(node.datagrams, "send_nowait", lambda target: False)
+    monkeypatch.setattr(node.datagrams, "send", send)
+    nursery.start_soon(client.request, Code.SEND_TO_CONFIRM, dial_payload(5555, Address(NetworkId(0), OTHER)) + b"x")
+    await wait_all_tasks_blocked()
+    assert client.take() == []
+    route_found.set()
+    assert await client.receive() == (Code.SEND_TO_OK, b"")
