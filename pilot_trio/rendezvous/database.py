@@ -67,7 +67,7 @@ class Database:
             except sqlite3.Error as exc:
                 raise self._unusable(exc) from exc
             except (ValueError, RecursionError) as exc:
-                raise self._damaged(f"a row is not JSON: {exc}") from exc
+                raise self.damaged(f"a row is not JSON: {exc}") from exc
 
     def write(self, number: int, changes: Iterable[Change]) -> None:
         """Make all changes in one transaction that is on the disk when this returns; raise `sqlite3.Error`.
@@ -142,7 +142,7 @@ class Database:
         connection.execute("COMMIT")
         verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
-            raise self._damaged(verdict)
+            raise self.damaged(verdict)
 
     def _pragma(self, name: str) -> int:
         value = self._connection.execute(f"PRAGMA {name}").fetchone()[0]
@@ -156,12 +156,13 @@ class Database:
                 f"rendezvous store {self.path} is in use by another process; stop that one, or choose another --store"
             )
         if code in _DAMAGED:
-            return self._damaged(str(exc))
+            return self.damaged(str(exc))
         if code in _DENIED:
             remedy = "make it and its directory writable for this user, or choose another --store"
             return ConfigError(f"rendezvous store {self.path}: {exc}; {remedy}")
         return ConfigError(f"rendezvous store {self.path}: {exc}; free the disk, or choose another --store")
 
-    def _damaged(self, detail: str) -> ConfigError:
+    def damaged(self, detail: str) -> ConfigError:
+        """Return what to raise when the file's content cannot be used."""
         remedy = "restore a backup; or move it away, and nodes will get new ids and have to trust each other anew"
         return ConfigError(f"rendezvous store {self.path} is damaged ({detail}); {remedy}")

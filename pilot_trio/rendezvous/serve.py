@@ -85,8 +85,7 @@ async def serve_rendezvous(
             tls=await _listen(stack, network, settings.tls),
             beacon=beacon_socket,
         )
-        directory = Directory.restore(
-            await store.load(),
+        directory = await store.load_directory(
             DirectorySettings(
                 admin_token=settings.admin_token,
                 beacon_address=settings.beacon_advertise or _advertised(beacon_socket),

@@ -3,20 +3,17 @@
 A row of the directory is a row here: table, key, JSON. `commit` returns when its changes are on the disk, so an answer that
 is sent after it can be relied upon whatever happens next: the process may be killed, the power may fail.
 
-    commit ──▶ open batch ──▶ writer task ──▶ worker thread: BEGIN, rows, COMMIT (fsync)
-    commit ──▶     "            one batch at a time; what arrives meanwhile shares the next one
+    commit ──▶ waiting rows ──▶ lock ──▶ worker thread: BEGIN, all waiting rows, COMMIT (fsync)
+    commit ──▶      "          whoever holds it writes for everybody; those behind find their rows written
 
-An fsync costs milliseconds and everybody who waits shares it, so the rate of mutations is not bounded by the disk.
-
-The file is opened in exclusive mode: two registries over one file would give one id to two keys. It is private to its
-owner, because networks have secrets.
+An fsync costs milliseconds and everybody who waits shares it, so the rate of mutations is not bounded by the disk. There is
+no task behind the scenes: what must be written is written by those who need it, the rest when the store is closed.
 """
 
 from __future__ import annotations
 
-import math
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -24,14 +21,11 @@ from typing import Final
 import attrs
 import trio
 
-from pilot_trio.errors import StoreError
-from pilot_trio.proto.directory import Change
+from pilot_trio.errors import DecodeError, StoreError
+from pilot_trio.proto.directory import Change, Directory, DirectorySettings
 from pilot_trio.rendezvous.database import Database, StoredRow
 
-RETRY_INTERVAL: Final = (
-    5.0  # seconds until rows that the disk refused are tried again, if nothing else is written sooner
-)
-CLOSE_TIMEOUT: Final = 1.0  # seconds for the last batch when the rendezvous stops; a disk that hangs must not hang it
+CLOSE_TIMEOUT: Final = 1.0  # seconds for the last rows when the rendezvous stops; a disk that hangs must not hang it
 
 
 @attrs.frozen
@@ -42,20 +36,7 @@ class StoreStatistics:
     transactions: int  # that reached the disk
     rows: int  # written or deleted in them
     failures: int  # transactions that did not
-    unwritten: int  # rows that wait for the disk to work again
-
-
-@attrs.define(eq=False)
-class _Batch:
-    """Changes that go to the disk together, and everybody who waits for that."""
-
-    rows: dict[tuple[str, str], Change] = attrs.field(factory=dict)  # the latest of each row
-    done: trio.Event = attrs.field(factory=trio.Event)
-    failure: str = ""
-
-    def add(self, changes: Iterable[Change]) -> None:
-        for change in changes:
-            self.rows[change.table, change.key] = change
+    unwritten: int  # rows on their way, or waiting for the disk to work again
 
 
 class Store:
@@ -63,11 +44,13 @@ class Store:
 
     def __init__(self, database: Database | None) -> None:
         self._database = database
-        self._open_batch = _Batch()  # collects while another one is being written
-        self._writing: _Batch | None = None
-        self._wake = trio.Event()
+        self._lock = trio.Lock()  # held by the one that writes
+        self._waiting: dict[tuple[str, str], Change] = {}  # the latest of each row; as many as the directory has rows
+        self._writing = 0  # rows that a thread is writing
+        self._accepted = self._durable = 0  # commits with changes: handed over, and on the disk
+        self._attempts = self._transactions = self._rows = self._failures = 0
+        self._failure = ""
         self._closed = False
-        self._batches = self._transactions = self._rows = self._failures = 0
 
     async def load(self) -> list[StoredRow]:
         """Return every stored row: `(table, key, row)`; none in memory. Raises `ConfigError` for a damaged file."""
@@ -76,11 +59,20 @@ class Store:
             return []
         return await trio.to_thread.run_sync(self._database.load)
 
+    async def load_directory(self, settings: DirectorySettings, *, now: float) -> Directory:
+        """Rebuild the directory that was stored; an empty one from nothing. Raises `ConfigError` for a damaged file."""
+        rows = await self.load()
+        try:
+            return Directory.restore(rows, settings, now=now)
+        except DecodeError as exc:
+            assert self._database is not None
+            raise self._database.damaged(str(exc)) from exc
+
     async def commit(self, changes: Sequence[Change]) -> None:
         """Return once `changes`, and all that were handed over before, are safe.
 
-        The changes are accepted before the first await: cancelling the wait does not take them back. Without changes it
-        only waits for earlier ones, and does not wait at all if there are none.
+        The changes are accepted before the first await: cancelling the wait does not take them back, it leaves them to the
+        next commit or to the end. Without changes it only waits for earlier ones, and not at all if there are none.
 
         Raises:
           StoreError: the disk failed. The changes are kept and written with the next ones.
@@ -88,88 +80,75 @@ class Store:
         """
         if self._closed:
             raise trio.ClosedResourceError("the store is closed")
-        if self._database is None:
+        if changes and self._database is not None:
+            self._waiting.update({(change.table, change.key): change for change in changes})
+            self._accepted += 1
+        ticket, failures = self._accepted, self._failures
+        if ticket <= self._durable:
             await trio.lowlevel.checkpoint()
             return
-        self._open_batch.add(changes)
-        if self._open_batch.rows:
-            batch = self._open_batch
-            self._wake.set()
-        elif self._writing is not None:
-            batch = self._writing
-        else:
-            await trio.lowlevel.checkpoint()
-            return
-        await batch.done.wait()
-        if batch.failure:
-            raise StoreError(batch.failure)
+        async with self._lock:
+            # Others may have written, or failed to, since this call began; a failure is everybody's who waits.
+            if ticket > self._durable and failures == self._failures:
+                await self._write()
+        if ticket > self._durable:
+            raise StoreError(self._failure)
 
     def statistics(self) -> StoreStatistics:
         """Return counters."""
-        waiting = len(self._open_batch.rows) + (len(self._writing.rows) if self._writing else 0)
-        return StoreStatistics(self._database is not None, self._transactions, self._rows, self._failures, waiting)
+        return StoreStatistics(
+            persistent=self._database is not None,
+            transactions=self._transactions,
+            rows=self._rows,
+            failures=self._failures,
+            unwritten=self._writing + len(self._waiting),
+        )
 
-    async def _write_batches(self) -> None:
-        """Write one batch after another for as long as the store is open."""
-        while True:
-            with trio.move_on_after(RETRY_INTERVAL if self._open_batch.rows else math.inf):
-                await self._wake.wait()
-            self._wake = trio.Event()
-            await self._write_batch()
-
-    async def _write_batch(self) -> None:
+    async def _write(self) -> None:
+        """Write all that waits; called with the lock held."""
         assert self._database is not None
-        batch, self._open_batch = self._open_batch, _Batch()
-        self._writing = batch
-        self._batches += 1
-        batch.failure = f"cannot write {self._database.path}: it is being closed"
+        rows, self._waiting, upto = self._waiting, {}, self._accepted
+        self._attempts += 1
+        self._writing = len(rows)
+        written = False
         try:
             # A cancelled wait leaves the thread to itself, for the disk may hang. What it was writing is written again
-            # at the end: rows are whole, so once more changes nothing.
-            rows = list(batch.rows.values())
-            await trio.to_thread.run_sync(self._database.write, self._batches, rows, abandon_on_cancel=True)
-            batch.failure = ""
+            # by the next one: rows are whole, so once more changes nothing.
+            await trio.to_thread.run_sync(
+                self._database.write, self._attempts, list(rows.values()), abandon_on_cancel=True
+            )
+            written = True
+            self._durable = upto
             self._transactions += 1
-            self._rows += len(batch.rows)
+            self._rows += len(rows)
         except sqlite3.Error as exc:
             self._failures += 1
-            batch.failure = f"cannot write {self._database.path}: {exc}"
+            self._failure = f"cannot write {self._database.path}: {exc}"
         finally:
-            if batch.failure:
+            self._writing = 0
+            if not written:
                 # The directory has these changes in memory, so they must follow: under what has arrived since.
-                self._open_batch.rows = batch.rows | self._open_batch.rows
-            self._writing = None
-            batch.done.set()
+                self._waiting = rows | self._waiting
+
+    async def _close(self) -> None:
+        self._closed = True
+        if self._database is not None:
+            rest = list(self._waiting.values())
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT):
+                await trio.to_thread.run_sync(self._database.finish, self._attempts + 1, rest, abandon_on_cancel=True)
 
 
 @asynccontextmanager
 async def open_store(path: Path | None) -> AsyncIterator[Store]:
     """Open the file, or no file: then nothing is kept and every commit succeeds at once.
 
-    Leaving the block writes what has been committed, waiting `CLOSE_TIMEOUT` at most, and releases the file. The block runs
-    in a nursery: what it raises arrives in an exception group.
+    Leaving the block writes what has been handed over, waiting `CLOSE_TIMEOUT` at most, and releases the file.
 
     Raises:
       ConfigError: the file cannot be used; the text names it and says what to do.
     """
-    if path is None:
-        store = Store(None)
-        try:
-            yield store
-        finally:
-            store._closed = True
-        return
-    database = await trio.to_thread.run_sync(Database, path)
-    store = Store(database)
+    store = Store(None if path is None else await trio.to_thread.run_sync(Database, path))
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(store._write_batches)
-            try:
-                yield store
-            finally:
-                nursery.cancel_scope.cancel()
+        yield store
     finally:
-        store._closed = True
-        rest = list(store._open_batch.rows.values())
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT):
-            await trio.to_thread.run_sync(database.finish, store._batches + 1, rest, abandon_on_cancel=True)
+        await store._close()

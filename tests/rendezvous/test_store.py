@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from pilot_trio.errors import ConfigError, StoreError
-from pilot_trio.proto.directory import Change
+from pilot_trio.proto.directory import Change, DirectorySettings, PeerInfo
 from pilot_trio.rendezvous import database as database_module
 from pilot_trio.rendezvous.database import APPLICATION_ID, SCHEMA_VERSION, Database
 from pilot_trio.rendezvous.store import Store, open_store
@@ -123,11 +123,22 @@ async def test_a_cancelled_commit_is_written_all_the_same(path: Path) -> None:
 
 
 async def test_leaving_writes_what_was_handed_over(path: Path) -> None:
-    async with trio.open_nursery() as nursery, open_store(path) as store:
-        nursery.start_soon(store.commit, [change(1, 5)])
-        await trio.lowlevel.checkpoint()
-        nursery.cancel_scope.cancel()
+    async with open_store(path) as store:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await store.commit([change(1, 5)])
     assert await rows_of(path) == {"1": 5}
+
+
+async def test_errors_of_the_block_pass_unchanged(path: Path) -> None:
+    async def fail() -> None:
+        async with open_store(path) as store:
+            await store.commit([change(1)])
+            raise OSError("port in use")
+
+    with pytest.raises(OSError, match="port in use"):
+        await fail()
+    assert await rows_of(path) == {"1": 0}
 
 
 async def test_cancelled_in_the_middle_of_a_write_keeps_the_newest_rows(path: Path) -> None:
@@ -179,28 +190,77 @@ async def test_a_failing_disk_confirms_nothing_and_loses_nothing(path: Path, mon
     assert await rows_of(path) == {"1": 1, "2": 2, "3": 3}
 
 
-async def test_rows_that_the_disk_refused_are_tried_again_unasked(
-    path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_an_empty_commit_tries_again_what_the_disk_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = ["disk I/O error"] * 2
+    real_write = Database.write
+
+    def write(self: Database, number: int, changes: list[Change]) -> None:
+        if failures:
+            raise sqlite3.OperationalError(failures.pop())
+        real_write(self, number, changes)
+
+    monkeypatch.setattr(Database, "write", write)
+    async with open_store(path) as store:
+        for changes in ([change(1)], []):
+            with pytest.raises(StoreError):
+                await store.commit(changes)
+        await store.commit([])
+        assert store.statistics().unwritten == 0
+    assert await rows_of(path) == {"1": 0}
+
+
+async def test_a_failure_reaches_everybody_who_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[int] = []
-    succeeded = trio.Event()
 
     def write(_self: Database, number: int, _changes: list[Change]) -> None:
         attempts.append(number)
-        if len(attempts) < 3:
-            raise sqlite3.OperationalError("disk I/O error")
-        trio.from_thread.run_sync(succeeded.set)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    failed: list[int] = []
+
+    async def commit(store: Store, key: int) -> None:
+        try:
+            await store.commit([change(key)])
+        except StoreError:
+            failed.append(key)
 
     monkeypatch.setattr(Database, "write", write)
-    autojump_clock.autojump_threshold = 0.05  # seconds; worker threads must not be overtaken by virtual time
+    async with open_store(path) as store, trio.open_nursery() as nursery:
+        for key in range(50):
+            nursery.start_soon(commit, store, key)
+    assert sorted(failed) == list(range(50))
+    assert len(attempts) <= 3  # with the one at the end
+
+
+async def test_when_the_writer_is_cancelled_the_next_one_writes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, leave = trio.Event(), trio.Event()
+    real_write = Database.write
+    token = trio.lowlevel.current_trio_token()
+
+    def slow_first_write(self: Database, number: int, changes: list[Change]) -> None:
+        if number == 1:
+            trio.from_thread.run_sync(entered.set, trio_token=token)
+            trio.from_thread.run(leave.wait, trio_token=token)
+        real_write(self, number, changes)
+
+    monkeypatch.setattr(Database, "write", slow_first_write)
     async with open_store(path) as store:
-        with pytest.raises(StoreError):
-            await store.commit([change(1)])
-        started = trio.current_time()
-        await succeeded.wait()
-        assert 5 <= trio.current_time() - started < 15
-        await store.commit([])  # until the writer knows, too
-    assert attempts == [1, 2, 3]
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+
+            async def cancelled() -> None:
+                with scope:
+                    await store.commit([change(1, 1)])
+
+            nursery.start_soon(cancelled)
+            await entered.wait()
+            nursery.start_soon(store.commit, [change(2, 2)])
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+        assert store.statistics().transactions == 1
+        assert await store.load() == [("nodes", "1", {"value": 1}), ("nodes", "2", {"value": 2})]
+        leave.set()
+    assert await rows_of(path) == {"1": 1, "2": 2}
 
 
 async def test_a_batch_that_comes_late_overwrites_nothing(path: Path) -> None:
@@ -297,6 +357,20 @@ def test_row_that_is_not_json_is_refused_as_damaged(path: Path) -> None:
     assert "is damaged (a row is not JSON" in refusal(path)
 
 
+async def test_rows_that_are_no_directorys_are_refused_as_damaged(path: Path) -> None:
+    async with open_store(path) as store:
+        await store.commit([Change("nodes", "1", {"node_id": 1})])
+        with pytest.raises(ConfigError, match=r"store\.db is damaged \(stored row nodes/1: .*\); restore a backup"):
+            await store.load_directory(DirectorySettings(), now=0)
+
+
+async def test_directory_without_rows_or_file_is_empty(path: Path) -> None:
+    for place in (path, None):
+        async with open_store(place) as store:
+            directory = await store.load_directory(DirectorySettings(), now=0)
+            assert directory.counts().node_ids == 0
+
+
 def test_damaged_pages_are_noticed_at_the_start(path: Path) -> None:
     database = Database(path)
     database.write(1, [change(key, key) for key in range(2000)])
@@ -326,30 +400,24 @@ def test_an_empty_file_is_taken(path: Path) -> None:
 # --- kill -9 ---
 
 
-def kill_while_writing(path: Path, confirmations: int) -> tuple[int, int]:
-    """Run the writing program until it has confirmed that many transactions, kill it; return the last number that it has
-    confirmed and its exit code.
-    """
-    with subprocess.Popen([sys.executable, str(CHILD), str(path)], stdout=subprocess.PIPE) as child:
+def run_and_kill(program: str, path: Path, confirmations: int) -> list[str]:
+    """Run one of the child's programs until it has confirmed that much, kill it, and return all that it has confirmed."""
+    with subprocess.Popen([sys.executable, str(CHILD), program, str(path)], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
-        confirmed = 0
-        while confirmed < confirmations:
-            line = child.stdout.readline()
-            assert line, "the writer ended"
-            confirmed = int(line)
+        confirmed = [child.stdout.readline() for _ in range(confirmations)]
+        assert all(confirmed), "the writer ended"
         child.send_signal(signal.SIGKILL)
         # Confirmed before the kill, too; such short writes to a pipe are never torn.
-        confirmed = max([confirmed, *map(int, child.stdout.read().split())])
-        child.wait()
-        return confirmed, child.returncode
+        confirmed += child.stdout.readlines()
+        assert child.wait() == -signal.SIGKILL
+        return [line.decode().strip() for line in confirmed]
 
 
 @pytest.mark.slow
 async def test_killed_at_any_moment_loses_nothing_confirmed(path: Path) -> None:
     for confirmations in (1, 2, 5, 17, 40):
-        confirmed, code = kill_while_writing(path, confirmations)
-        assert code == -signal.SIGKILL
-        # What a log that was cut anywhere still holds: whole transactions from the first on, in order, without gaps.
+        confirmed = int(run_and_kill("pairs", path, confirmations)[-1])
+        # What a log that was cut anywhere still holds: whole transactions from the first on.
         log = path.with_name(path.name + "-wal").read_bytes()
         for cut in {0, 1, 31, 32, len(log) // 3, len(log) - 1, len(log)}:
             copy = path.with_name(f"cut{cut}.db")
@@ -363,8 +431,26 @@ async def test_killed_at_any_moment_loses_nothing_confirmed(path: Path) -> None:
         assert confirmed <= rows["a"] <= confirmed + 1
 
 
+@pytest.mark.slow
+async def test_a_killed_registry_forgets_no_confirmed_node_name_trust_or_network(path: Path) -> None:
+    confirmed: set[str] = set()
+    for confirmations in (1, 10, 60):
+        confirmed.update(run_and_kill("directory", path, confirmations))
+        async with open_store(path) as store:
+            directory = await store.load_directory(DirectorySettings(), now=0)
+        kept = {f"register {node.node_id}" for node in directory.nodes()}
+        kept |= {f"set_hostname {node.hostname[1:]}" for node in directory.nodes() if node.hostname}
+        kept |= {f"create_network {network.name[1:]}" for network in directory.networks()}
+        peer = PeerInfo("192.0.2.1", 1, 1)
+        for node in range(2, directory.counts().node_ids + 1):
+            if directory.handle({"type": "check_trust", "node_id": node, "peer_id": 1}, peer, 0)["trusted"]:
+                kept.add(f"report_trust {node}")
+        assert confirmed <= kept
+        assert len(kept) <= len(confirmed) + 3 * 4  # at most what four clients had begun, in each of the runs
+
+
 async def test_the_store_of_a_killed_process_can_be_opened_at_once(path: Path) -> None:
-    kill_while_writing(path, 1)
+    run_and_kill("pairs", path, 1)
     with trio.fail_after(5):
         await rows_of(path)
 

@@ -148,8 +148,8 @@ class Tables:
         for table, key, row in rows:
             try:
                 self._load_row(table, key, row)
-            except (ValueError, TypeError, KeyError, AttributeError) as exc:
-                raise DecodeError(f"stored row {table}/{key}: {exc!r}") from exc
+            except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as exc:
+                raise DecodeError(f"stored row {table}/{key}: {exc}") from exc
         for node in self.nodes.values():
             node.stale_from = now
             node.stored_seen = node.last_seen
