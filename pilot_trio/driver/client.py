@@ -30,6 +30,7 @@ from pilot_trio.driver.replies import Health, Info, Resolved, decode_json
 from pilot_trio.driver.socket_path import connect, find_socket
 from pilot_trio.driver.stream import PilotStream
 from pilot_trio.errors import DaemonError, DecodeError, IPCClosedError, LocalProtocolError, PortInUse
+from pilot_trio.net.background import open_background
 from pilot_trio.net.transport import Transport
 from pilot_trio.wire.ipc import (
     SEND_DATA_MAX,
@@ -91,18 +92,12 @@ async def open_driver(
         path = await trio.to_thread.run_sync(find_socket) if socket_path is None else Path(socket_path)
         connect_with = partial(connect, path)
     transport = await connect_with()
-    error: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_background() as nursery:
         driver = Driver(nursery, connect_with, transport)
         try:
             yield driver
-        except Exception as exc:
-            error = exc  # raised again below, outside of the nursery that would wrap it
         finally:
             driver.close()
-            nursery.cancel_scope.cancel()
-    if error is not None:
-        raise error
 
 
 @final

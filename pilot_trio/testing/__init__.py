@@ -1,9 +1,11 @@
 """What you need to test programs that use this package, without a network and without waiting.
 
-- `MemoryNetwork`: TCP and UDP in memory; give it to `serve` and a whole node runs under virtual time.
+- `open_node`, `open_node_pair`: whole nodes with a connected driver; `open_stream_pair`: both ends of a stream.
+- `fixtures`: the same as pytest-trio fixtures; a plugin that you name yourself.
+- `MemoryNetwork`: TCP and UDP in memory, with faults; give it to `serve` and a whole node runs under virtual time.
 - `MemoryTransportListener`: the IPC socket in memory; `memory_stream_pair`, `memory_transport_pair`: its pieces.
 
-Everything here works with `trio.testing.MockClock(autojump_threshold=0)`.
+Everything here works with `trio.testing.MockClock(autojump_threshold=0)`, except where a real socket is asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +13,11 @@ from __future__ import annotations
 from pilot_trio.testing.memory_network import MemoryNetwork as MemoryNetwork
 from pilot_trio.testing.memory_network import MemoryNetworkStatistics as MemoryNetworkStatistics
 from pilot_trio.testing.memory_transport import MemoryTransportListener as MemoryTransportListener
+from pilot_trio.testing.nodes import RunningNode as RunningNode
+from pilot_trio.testing.nodes import StreamPair as StreamPair
+from pilot_trio.testing.nodes import open_node as open_node
+from pilot_trio.testing.nodes import open_node_pair as open_node_pair
+from pilot_trio.testing.nodes import open_stream_pair as open_stream_pair
 from pilot_trio.testing.pipe import MemoryStream as MemoryStream
 from pilot_trio.testing.pipe import MemoryTransport as MemoryTransport
 from pilot_trio.testing.pipe import memory_stream_pair as memory_stream_pair

@@ -1,0 +1,173 @@
+"""Whole nodes in memory and, once each, on real sockets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from pilot_trio.config import RegistryConfig
+from pilot_trio.driver import open_driver
+from pilot_trio.errors import DaemonError, IPCClosedError, NoRoute
+from pilot_trio.net.network import SystemNetwork
+from pilot_trio.testing import MemoryNetwork, open_node, open_node_pair, open_stream_pair
+
+
+async def test_a_node_is_registered_and_answers(autojump_clock: MockClock) -> None:
+    async with open_node(hostname="alpha", public=True) as node:
+        info = await node.driver.info()
+        assert (info.node_id, info.address, info.hostname) == (node.node_id, node.address, "alpha")
+        assert (await node.driver.health()).status == "ok"
+        assert (await node.driver.resolve("alpha")).address == node.address
+
+
+@pytest.mark.parametrize("transport", ["memory", "socket"])
+@pytest.mark.parametrize("real_network", [False, True])
+async def test_the_same_everywhere(transport: Literal["memory", "socket"], real_network: bool) -> None:
+    network = SystemNetwork() if real_network else MemoryNetwork()
+    async with open_node(network=network, transport=transport) as node:
+        dialled, accepted = await open_stream_pair(node.driver)
+        await dialled.send_all(b"ping")
+        assert await accepted.receive_some() == b"ping"
+        await dialled.aclose()
+        assert await accepted.receive_some() == b""
+        async with open_driver(connect_with=node.connect) as other, other.datagrams(9) as datagrams:
+            assert await node.driver.send_datagram(node.address, b"x", 9)
+            assert (await datagrams.receive()).data == b"x"
+        assert node.handle.socket.exists() == (transport == "socket")
+
+
+async def test_the_echo_service_answers(autojump_clock: MockClock) -> None:
+    async with open_node() as node, await node.driver.dial(node.address, 7) as stream:
+        await stream.send_all(b"anybody there?")
+        assert await stream.receive_some() == b"anybody there?"
+
+
+async def test_hours_pass_in_no_time(autojump_clock: MockClock) -> None:
+    async with open_node() as node:
+        await trio.sleep(2 * 3600)
+        assert (await node.driver.health()).uptime >= 2 * 3600
+        assert node.handle.statistics().enrolment.heartbeats > 100
+
+
+async def test_nothing_is_kept_and_nothing_left_behind(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork()
+    async with open_node(network=network) as node:
+        home = node.handle.config.home
+        assert home.is_dir()
+    assert not home.exists()
+    with pytest.raises(IPCClosedError):
+        await node.driver.info()
+    async with open_node(network=network) as again:
+        assert again.node_id == 1
+
+
+async def test_an_exception_of_the_block_comes_out_as_it_is(autojump_clock: MockClock) -> None:
+    async def fail() -> None:
+        async with open_node():
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        await fail()
+
+
+async def test_a_registry_that_breaks_is_found_again(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork()
+    async with open_node(network=network) as node:
+        assert network.break_connections(node.handle.registry) > 0
+        network.refuse(node.handle.registry)
+        with pytest.raises(DaemonError, match=r"^resolve_hostname: registry: "):
+            await node.driver.resolve("anybody")
+        network.restore(node.handle.registry)
+        await trio.sleep(120)
+        with pytest.raises(DaemonError, match=r"^resolve_hostname: registry: hostname"):
+            await node.driver.resolve("anybody")
+
+
+async def test_a_pair_finds_and_trusts_each_other(autojump_clock: MockClock) -> None:
+    async with open_node_pair() as (alpha, beta):
+        assert alpha.node_id != beta.node_id
+        assert (await alpha.driver.resolve("beta")).address == beta.address
+        assert (await beta.driver.resolve("alpha")).address == alpha.address
+        await alpha.driver.trust.request(beta.node_id, "let us talk")
+        (request,) = await beta.driver.trust.pending()
+        assert (request["node_id"], request["justification"]) == (alpha.node_id, "let us talk")
+        await beta.driver.trust.approve(alpha.node_id)
+        with trio.fail_after(60):
+            await alpha.driver.trust.wait(beta.node_id)
+        assert await beta.driver.trust.is_trusted(alpha.node_id)
+
+
+async def test_a_pair_has_no_tunnel_between_it_yet(autojump_clock: MockClock) -> None:
+    async with open_node_pair() as (alpha, beta):
+        with pytest.raises(NoRoute, match="no tunnel"):
+            await alpha.driver.dial(beta.address, 7)
+
+
+async def test_settings_reach_the_node(autojump_clock: MockClock) -> None:
+    async with open_node(admin_token="secret", hostname="alpha") as first:
+        registry = RegistryConfig(endpoint=first.handle.registry)
+        async with open_node(network=first.network, registry=registry, hostname="beta") as second:
+            assert second.handle.rendezvous is None
+            assert second.node_id == first.node_id + 1
+
+
+@pytest.mark.slow
+def test_the_fixtures_work_in_a_suite_of_somebody_else(tmp_path: Path) -> None:
+    """In a process of its own, without this suite's settings, and without `trio_mode`."""
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["pilot_trio.testing.fixtures"]\n')
+    (tmp_path / "test_it.py").write_text(
+        """
+import pytest, trio
+
+@pytest.mark.trio
+async def test_streams(autojump_clock, pilot_stream_pair):
+    dialled, accepted = pilot_stream_pair
+    await dialled.send_all(b"x")
+    await trio.sleep(3600)
+    assert await accepted.receive_some() == b"x"
+
+@pytest.mark.trio
+async def test_pair(autojump_clock, pilot_node_pair):
+    alpha, beta = pilot_node_pair
+    assert (await alpha.driver.resolve("beta")).address == beta.address
+
+@pytest.mark.trio
+async def test_node(pilot_node, pilot_driver, pilot_network):
+    assert pilot_node.driver is pilot_driver
+    assert pilot_node.network is pilot_network
+    assert (await pilot_driver.info()).node_id == 1
+
+@pytest.mark.trio
+async def test_socket(pilot_socket_node):
+    assert pilot_socket_node.handle.socket.is_socket()
+    assert (await pilot_socket_node.driver.info()).node_id == 1
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout
+
+
+async def test_leaving_while_the_driver_is_busy(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def wait_for_ever() -> None:
+            with pytest.raises(IPCClosedError):
+                await node.driver.trust.wait(999)
+
+        async with open_node() as node:
+            nursery.start_soon(wait_for_ever)
+            await wait_all_tasks_blocked()
