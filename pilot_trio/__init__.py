@@ -35,17 +35,26 @@ if TYPE_CHECKING:
     from pilot_trio.errors import CommandError as CommandError
     from pilot_trio.errors import ConfigError as ConfigError
     from pilot_trio.errors import DaemonError as DaemonError
+    from pilot_trio.errors import DaemonUnavailable as DaemonUnavailable
     from pilot_trio.errors import DecodeError as DecodeError
+    from pilot_trio.errors import DialCancelled as DialCancelled
     from pilot_trio.errors import DialError as DialError
+    from pilot_trio.errors import DialRefused as DialRefused
+    from pilot_trio.errors import DialTimeout as DialTimeout
     from pilot_trio.errors import IdentityError as IdentityError
     from pilot_trio.errors import IPCClosedError as IPCClosedError
     from pilot_trio.errors import LocalProtocolError as LocalProtocolError
+    from pilot_trio.errors import NoRoute as NoRoute
     from pilot_trio.errors import PilotError as PilotError
+    from pilot_trio.errors import PortInUse as PortInUse
+    from pilot_trio.errors import PortNotAllowed as PortNotAllowed
+    from pilot_trio.errors import PortsExhausted as PortsExhausted
     from pilot_trio.errors import ProtocolError as ProtocolError
     from pilot_trio.errors import RegistryError as RegistryError
     from pilot_trio.errors import RegistryUnavailable as RegistryUnavailable
     from pilot_trio.errors import RemoteProtocolError as RemoteProtocolError
     from pilot_trio.errors import StartupError as StartupError
+    from pilot_trio.errors import StoreError as StoreError
     from pilot_trio.net.endpoint import Endpoint as Endpoint
     from pilot_trio.rendezvous.serve import RendezvousHandle as RendezvousHandle
     from pilot_trio.rendezvous.serve import serve_rendezvous as serve_rendezvous
@@ -73,6 +82,15 @@ _HOMES: Final = {
         "DecodeError",
         "DialError",
         "IPCClosedError",
+        "DaemonUnavailable",
+        "DialCancelled",
+        "DialRefused",
+        "DialTimeout",
+        "NoRoute",
+        "PortInUse",
+        "PortNotAllowed",
+        "PortsExhausted",
+        "StoreError",
         "IdentityError",
         "LocalProtocolError",
         "PilotError",

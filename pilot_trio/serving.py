@@ -16,7 +16,7 @@ import trio
 
 from pilot_trio.address import Address, NodeId
 from pilot_trio.config import Config, RendezvousConfig
-from pilot_trio.daemon.node import Node, NodeStatistics, serve_node
+from pilot_trio.daemon.node import Node, NodeStatistics, open_ipc_listener, serve_node
 from pilot_trio.errors import PilotError, StartupError, StoreError
 from pilot_trio.net import files
 from pilot_trio.net.network import Endpoint, Network, SystemNetwork
@@ -100,7 +100,10 @@ async def serve(
     """
     config = config or Config()
     network = network or SystemNetwork()
-    with _unwrapped():
+    if listener is None:
+        # Before anything else: a second node on the same socket must not get as far as another's files and ports.
+        listener = await open_ipc_listener(config)
+    with _unwrapped(), contextlib.closing(listener):
         async with open_service_nursery() as services:
             rendezvous = None
             if config.rendezvous is not None:
@@ -112,7 +115,7 @@ async def serve(
 
 
 async def _serve_node(
-    config: Config, network: Network, listener: TransportListener | None, *, task_status: trio.TaskStatus[Node]
+    config: Config, network: Network, listener: TransportListener, *, task_status: trio.TaskStatus[Node]
 ) -> None:
     await serve_node(config, network=network, listener=listener, task_status=task_status)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from functools import partial
 from typing import Final
 
@@ -293,18 +294,18 @@ async def serve_node(
     """
     network = network or SystemNetwork()
     if listener is None:
-        raise_open_files_limit()
-        listener = await open_unix_listener(config.socket)
-    try:
+        listener = await open_ipc_listener(config)
+    with closing(listener):
         home = await open_home(config)
-        sock = await _open_udp(network, config.listen)
-        try:
+        with closing(await _open_udp(network, config.listen)) as sock:
             node = Node(config, network, home, sock, await _load_tls(config))
             await node.run(listener, task_status=task_status)
-        finally:
-            sock.close()
-    finally:
-        listener.close()
+
+
+async def open_ipc_listener(config: Config) -> TransportListener:
+    """Create the Unix socket at `config.socket`; raise `StartupError` if it belongs to a living daemon or cannot be made."""
+    raise_open_files_limit()
+    return await open_unix_listener(config.socket)
 
 
 async def _open_udp(network: Network, at: Endpoint) -> DatagramSocket:

@@ -21,7 +21,7 @@ from pilot_trio.daemon.timed_cache import TimedCache
 from pilot_trio.errors import NoRoute, RegistryError, RegistryUnavailable
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.registry.client import INTERACTIVE_TIMEOUT
-from pilot_trio.wire.registry import Message, resolve_text
+from pilot_trio.wire.registry import Message, node_text, resolve_text
 
 FRESH: Final = 60.0  # seconds during which a name or route is not asked for again; protocol, `spec/ipc.md` §5.4
 STALE: Final = (
@@ -60,7 +60,7 @@ class Resolver:
         if (known := self._hostnames.get(name, trio.current_time(), FRESH)) is not None:
             return known
         try:
-            answer = await self._registry.call("resolve_hostname", timeout=INTERACTIVE_TIMEOUT, hostname=name)
+            answer = await self._ask_hostname(name)
         except RegistryUnavailable:
             if (known := self._hostnames.get(name, trio.current_time(), STALE)) is not None:
                 return known
@@ -126,6 +126,15 @@ class Resolver:
     def forget_hostname(self, name: str) -> None:
         """Drop the cached answer for a name."""
         self._hostnames.forget(name)
+
+    async def _ask_hostname(self, name: str) -> Message:
+        """Ask as ourselves: a private node's name is told only to those it trusts, and any of our connections may ask."""
+        state = self._state
+        fields: dict[str, Any] = {}
+        if state.registered:
+            signature = state.identity.sign_text(node_text("resolve_hostname", state.node_id))
+            fields = {"requester_id": state.node_id, "signature": signature}
+        return await self._registry.call("resolve_hostname", timeout=INTERACTIVE_TIMEOUT, hostname=name, **fields)
 
     async def _ask_route(self, node: NodeId) -> Route:
         state = self._state

@@ -7,6 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from pilot_trio.address import NodeId
 from pilot_trio.crypto.identity import verify
 from pilot_trio.daemon import resolver as resolver_module
 from pilot_trio.daemon.resolver import FRESH, STALE, Resolver, Route
@@ -30,8 +31,19 @@ async def test_name_is_remembered_for_a_minute(autojump_clock: MockClock, age: f
     await trio.sleep(age)
     assert await resolver.resolve_hostname("nine") == found()
     assert len(client.calls) == asked
-    assert client.calls[0].fields == {"hostname": "nine"}
     assert client.calls[0].timeout == 8
+
+
+async def test_name_is_asked_for_in_the_own_name_once_there_is_one(autojump_clock: MockClock) -> None:
+    state = make_state(0)
+    client = FakeClient({"resolve_hostname": found()})
+    await Resolver(client, state).resolve_hostname("nine")
+    assert client.calls[0].fields == {"hostname": "nine"}
+    state.node_id = NodeId(7)
+    await Resolver(client, state).resolve_hostname("nine")
+    signature = base64.b64decode(client.calls[1].fields.pop("signature"))
+    assert verify(state.identity.public_key, signature, b"resolve_hostname:7")
+    assert client.calls[1].fields == {"hostname": "nine", "requester_id": 7}
 
 
 async def test_own_name_is_never_remembered(autojump_clock: MockClock) -> None:

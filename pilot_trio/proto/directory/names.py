@@ -6,7 +6,7 @@ import re
 from typing import Any, Final
 
 from pilot_trio.address import BACKBONE, Address, quote
-from pilot_trio.proto.directory.auth import live_node, proven_node, require_signature_or_admin
+from pilot_trio.proto.directory.auth import live_node, proven_node, require_signature, require_signature_or_admin
 from pilot_trio.proto.directory.records import Node
 from pilot_trio.proto.directory.refusal import Refused
 from pilot_trio.proto.directory.request import Request
@@ -104,8 +104,11 @@ def _resolve_hostname(tables: Tables, request: Request) -> Message:
         raise Refused("hostname required")
     node_id = tables.by_hostname.get(hostname)
     node = None if node_id is None else tables.nodes[node_id]
-    # Who asks is known from what the connection has proven: current clients send no requester_id, and a mere claim
-    # would open every private name to anyone who can guess a friend's id.
+    # Who asks is known from what the connection has proven, now or earlier: the reference's clients send no requester_id,
+    # and a mere claim would open every private name to anyone who can guess a friend's id.
+    claimed = tables.nodes.get(request.node("requester_id"))
+    if claimed is not None and request.text("signature"):
+        require_signature(tables, request, claimed, node_text("resolve_hostname", claimed.node_id))
     requester = proven_node(tables, request.peer)
     if node is None or not (node.public or (requester is not None and tables.related(requester, node.node_id))):
         raise Refused(f"hostname {quote(hostname)} not found")

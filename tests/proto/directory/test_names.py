@@ -129,6 +129,18 @@ def test_private_names_open_to_friends_on_connections_that_prove_who_asks(world:
     assert world.error("resolve_hostname", hostname="one", requester_id=1) == unknown
 
 
+def test_a_signed_question_tells_who_asks_on_any_connection(world: World) -> None:
+    world.ok("set_hostname", node_id=1, hostname="one")
+    signature = world.keys[1].sign_text("resolve_hostname:1")
+    answer = world.ok("resolve_hostname", hostname="one", requester_id=1, signature=signature)
+    assert answer["node_id"] == 1
+    stranger = world.keys[2].sign_text("resolve_hostname:1")
+    refusal = world.error("resolve_hostname", hostname="one", requester_id=1, signature=stranger)
+    assert refusal == "signature verification failed"
+    unknown = world.error("resolve_hostname", hostname="one", requester_id=99, signature=signature)
+    assert unknown == 'hostname "one" not found'
+
+
 def test_failed_signature_proves_nothing(world: World) -> None:
     world.ok("set_hostname", node_id=1, hostname="one")
     peer = PeerInfo("192.0.2.1", 1, 1)
