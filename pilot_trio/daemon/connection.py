@@ -13,19 +13,11 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Hashable
 from enum import Enum
-from operator import attrgetter
 from typing import Any, ClassVar, Final
 
-import attrs
 import trio
 
 from pilot_trio.address import ConnId, SocketAddress
-
-INITIAL_CWND: Final = 40_960  # bytes; protocol default, `spec/transport.md` §5.1
-INITIAL_SSTHRESH: Final = 524_288  # bytes; protocol default, `spec/transport.md` §5.1
-WINDOW_SLOTS: Final = 512  # receive slots of an idle connection; protocol, `spec/transport.md` §4.3
-SLOT_SENT: Final = 1152  # bytes that a slot of the peer's window counts in `peer_recv_win`; `spec/transport.md` §10
-SLOT_OWN: Final = 4096  # bytes that a slot of the own window counts in `recv_win`; `spec/transport.md` §10
 
 
 class ConnState(Enum):
@@ -54,34 +46,6 @@ class ConnState(Enum):
 _INACTIVE = frozenset({ConnState.CLOSED, ConnState.TIME_WAIT})
 _OPEN = frozenset({ConnState.SYN_SENT, ConnState.SYN_RECV, ConnState.ESTABLISHED})
 
-
-@attrs.define
-class StreamFigures:
-    """What a row of the connection list says beyond addresses and state (`spec/ipc.md` §5.9); bytes unless noted."""
-
-    bytes_sent: int = 0
-    bytes_recv: int = 0
-    segs_sent: int = 0
-    segs_recv: int = 0
-    retransmits: int = 0
-    fast_retx: int = 0
-    sack_sent: int = 0
-    sack_recv: int = 0
-    dup_acks: int = 0
-    cong_win: int = INITIAL_CWND
-    ssthresh: int = INITIAL_SSTHRESH
-    in_flight: int = 0
-    unacked: int = 0  # segments
-    ooo_buf: int = 0  # segments
-    recv_win: int = WINDOW_SLOTS * SLOT_OWN
-    peer_recv_win: int = WINDOW_SLOTS * SLOT_SENT
-    in_recovery: bool = False
-    srtt_ms: float = 0
-    rttvar_ms: float = 0
-
-
-_FIGURE_NAMES = tuple(field.name for field in attrs.fields(StreamFigures))
-_figure_values = attrgetter(*_FIGURE_NAMES)
 
 StateHook = Callable[["Connection", ConnState], None]
 
@@ -163,25 +127,18 @@ class Connection(abc.ABC):
     def reset(self) -> None:
         """End the stream at once in both directions; unread bytes are lost. Idempotent."""
 
+    @property
     @abc.abstractmethod
-    def figures(self) -> StreamFigures:
-        """Return counters and windows as they are now; read them at once, the object lives on."""
+    def bytes_received(self) -> int:
+        """How many bytes have arrived from the other side, read or not."""
+
+    @abc.abstractmethod
+    def row(self) -> dict[str, Any]:
+        """Return this connection as a row of the connection list, `id` included (`spec/ipc.md` §5.9)."""
 
     @abc.abstractmethod
     def _writable(self) -> bool:
         """Whether a waiting writer should try again: room worth a wake-up, or an end of the stream."""
-
-    def row(self) -> dict[str, Any]:
-        """This connection as a row of the connection list (`spec/ipc.md` §5.9)."""
-        return {
-            "id": self.conn_id,
-            "local_port": self.local.port,
-            "remote_addr": str(self.remote.address),
-            "remote_port": self.remote.port,
-            "state": self._state.value,
-            # Not `attrs.asdict`: with tens of thousands of streams this is what Info spends its time on.
-            **dict(zip(_FIGURE_NAMES, _figure_values(self.figures()), strict=True)),
-        }
 
     async def write_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write everything, waiting for room; not a checkpoint if it fits. Cancelled: a prefix may have been written."""

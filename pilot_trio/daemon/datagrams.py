@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final
 
 import attrs
 
@@ -19,8 +18,6 @@ from pilot_trio.daemon.streams import RouteResolver
 from pilot_trio.errors import CommandError, NoRoute, PilotError, PortNotAllowed
 from pilot_trio.proto.ports import PortTable
 from pilot_trio.wire.ipc import DATAGRAM_MAX, Broadcast, Target, encode_recv_from
-
-MARSHAL_LIMIT: Final = DATAGRAM_MAX  # bytes of data in one packet; the length field has 16 bits, `spec/transport.md` §2
 
 Members = Callable[[NetworkId], Awaitable[Iterable[NodeId]]]
 
@@ -145,8 +142,8 @@ class Datagrams:
             raise NoRoute("this node is not registered yet: its registry has not answered")
         if not state.port_allowed(network, target.port):
             raise PortNotAllowed(target.port, network)
-        if len(target.data) > MARSHAL_LIMIT:
-            raise CommandError(f"marshal: payload too large: {len(target.data)} bytes (max {MARSHAL_LIMIT})")
+        if len(target.data) > DATAGRAM_MAX:
+            raise CommandError(f"marshal: payload too large: {len(target.data)} bytes (max {DATAGRAM_MAX})")
         if node == state.node_id and network != BACKBONE and network not in state.networks:
             raise NoRoute(f"node {node} is not a member of network {network}")
 

@@ -8,25 +8,21 @@ have died silently, and neither end of a local pair can die without the other be
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import trio
 
 from pilot_trio.address import ConnId, SocketAddress
-from pilot_trio.daemon.connection import (
-    SLOT_OWN,
-    SLOT_SENT,
-    WINDOW_SLOTS,
-    Connection,
-    ConnState,
-    StateHook,
-    StreamFigures,
-)
+from pilot_trio.daemon.connection import Connection, ConnState, StateHook
+from pilot_trio.proto.stream.congestion import CWND_INITIAL, SSTHRESH_INITIAL
+from pilot_trio.proto.stream.settings import SEGMENT
 
 LOCAL_BUFFER_MAX: Final = 131_072  # bytes held per direction of a local pair; twice as much was no faster
 LOCAL_LOW_WATER: Final = 32_768  # bytes of room that wake a waiting writer; less would cost a wake-up per small read
 
-_SLOT = LOCAL_BUFFER_MAX // WINDOW_SLOTS  # bytes of our buffer that one slot of the shown window stands for
+# Windows are shown in the units of the protocol (`spec/transport.md` §10), a full buffer being its 512 slots.
+_SLOT = LOCAL_BUFFER_MAX // 512  # bytes of a buffer that one slot stands for
+_SLOT_OWN = 4096  # bytes that a slot of the own window is shown as; a slot of the peer's is `SEGMENT`
 
 
 class LocalConnection(Connection):
@@ -48,7 +44,7 @@ class LocalConnection(Connection):
     ) -> None:
         super().__init__(conn_id, local, remote, owner=owner, dialled=dialled, on_state=on_state)
         self._unread = bytearray()
-        self._figures = StreamFigures()
+        self._bytes_sent = self._segments_sent = 0
         self._closed_here = False
 
     @property
@@ -67,7 +63,8 @@ class LocalConnection(Connection):
         taken = min(len(data), peer._room)  # the two ends are one object in two halves
         if taken:
             peer._unread += data[:taken]
-            _count(self._figures, peer._figures, taken)
+            self._bytes_sent += taken
+            self._segments_sent += 1
             peer._wake_readers()
         return taken
 
@@ -100,11 +97,27 @@ class LocalConnection(Connection):
             if end.state is not ConnState.CLOSED:
                 end._enter(ConnState.CLOSED)
 
-    def figures(self) -> StreamFigures:
-        figures = self._figures
-        figures.recv_win = self._room // _SLOT * SLOT_OWN
-        figures.peer_recv_win = self._peer._room // _SLOT * SLOT_SENT
-        return figures
+    @property
+    def bytes_received(self) -> int:
+        return self._peer._bytes_sent
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "id": self.conn_id,
+            "local_port": self.local.port,
+            "remote_addr": str(self.remote.address),
+            "remote_port": self.remote.port,
+            "state": self._state.value,
+            "bytes_sent": self._bytes_sent,
+            "bytes_recv": self._peer._bytes_sent,
+            "segs_sent": self._segments_sent,
+            "segs_recv": self._peer._segments_sent,
+            "cong_win": CWND_INITIAL,
+            "ssthresh": SSTHRESH_INITIAL,
+            "recv_win": self._room // _SLOT * _SLOT_OWN,
+            "peer_recv_win": self._peer._room // _SLOT * SEGMENT,
+            **_NOTHING_LOST,
+        }
 
     def _writable(self) -> bool:
         return self._state is not ConnState.ESTABLISHED or self._peer._room >= LOCAL_LOW_WATER
@@ -132,8 +145,17 @@ def local_pair(dialler: LocalConnection, acceptor: LocalConnection) -> None:
     dialler._enter(ConnState.ESTABLISHED)
 
 
-def _count(sender: StreamFigures, receiver: StreamFigures, size: int) -> None:
-    sender.bytes_sent += size
-    sender.segs_sent += 1
-    receiver.bytes_recv += size
-    receiver.segs_recv += 1
+# What only a network can do to a stream.
+_NOTHING_LOST: Final[dict[str, Any]] = {
+    "retransmits": 0,
+    "fast_retx": 0,
+    "sack_sent": 0,
+    "sack_recv": 0,
+    "dup_acks": 0,
+    "in_flight": 0,
+    "unacked": 0,
+    "ooo_buf": 0,
+    "in_recovery": False,
+    "srtt_ms": 0,
+    "rttvar_ms": 0,
+}

@@ -361,7 +361,7 @@ class StreamTable:
             "remote_port": connection.remote.port,
         }
         self._events.publish("conn.rst" if connection.state is ConnState.CLOSED else "conn.fin", data)
-        if connection.dialled and connection.remote.port == DATA_EXCHANGE and connection.figures().bytes_recv:
+        if connection.dialled and connection.remote.port == DATA_EXCHANGE and connection.bytes_received:
             self._events.publish(
                 "file.delivered", {key: data[key] for key in ("conn_id", "remote_addr", "remote_port")}
             )

@@ -54,10 +54,10 @@ async def serve_echo(
                 if admit is None or admit(stream):
                     await echo(stream, clock_ns=clock_ns)
                 else:
-                    _log.debug("echo refused: peer not trusted (private node) remote=%s", _remote(stream))
+                    _log.debug("echo refused: peer not trusted (private node)", extra=_remote(stream))
             except Exception:
                 # The border of one peer: whatever goes wrong with it is no reason to stop serving the others.
-                _log.exception("echo failed remote=%s", _remote(stream))
+                _log.exception("echo failed", extra=_remote(stream))
 
     task_status.started()
     await trio.serve_listeners(serve, [listener])
@@ -73,7 +73,7 @@ async def echo(stream: trio.abc.Stream, *, clock_ns: Callable[[], int] = time.ti
             with trio.move_on_after(ECHO_WRITE_TIMEOUT) as scope:
                 await stream.send_all(answer(chunk, clock_ns))
             if scope.cancelled_caught:
-                _log.debug("echo ended: nothing read for %g s remote=%s", ECHO_WRITE_TIMEOUT, _remote(stream))
+                _log.debug("echo ended: peer does not read", extra=_remote(stream))
                 return
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         return
@@ -86,5 +86,5 @@ def answer(chunk: bytes | bytearray, clock_ns: Callable[[], int]) -> bytes | byt
     return bytes(chunk[:_TRACE_REQUEST_SIZE]) + _CLOCK.pack(clock_ns())
 
 
-def _remote(stream: Any) -> object:
-    return getattr(stream, "remote", None)
+def _remote(stream: Any) -> dict[str, dict[str, str]]:
+    return {"kv": {"remote": str(getattr(stream, "remote", ""))}}
