@@ -7,6 +7,8 @@ its bar makes the exit code 1.
 from __future__ import annotations
 
 import argparse
+import select
+import socket
 import struct
 import sys
 import time
@@ -122,11 +124,9 @@ def stalled_memory(peer: Peer) -> tuple[float, ...]:
     return held / MIB, left / MIB, dropped_after
 
 
-def _dropped(client: object) -> bool:
-    import select
-
+def _dropped(client: socket.socket) -> bool:
     poller = select.poll()
-    poller.register(client, 0)  # type: ignore[call-overload]
+    poller.register(client, 0)  # hang-ups are reported always
     return bool(poller.poll(0))
 
 

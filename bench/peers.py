@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import trio
@@ -105,7 +106,7 @@ def _wait_until_registered(process: subprocess.Popen[bytes], path: Path) -> int:
     raise SystemExit(f"{process.args!r} did not register within {START_TIMEOUT:g} s")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[Any]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(5)

@@ -90,6 +90,8 @@ class Route:
     lane: Lane = Lane.CONCURRENT
     replies: bool = True  # False: fire-and-forget, errors are logged at debug and never sent (`spec/ipc.md` §2, rule 2)
     error_prefix: str = ""  # put before every error text of this command (`sendto: `; `spec/ipc.md` §5.3)
+    snapshot: bool = False  # the answer is made of the daemon's state alone: requests in a row, between which nothing
+    # else can have happened, share one
 
 
 CommandTable = dict[int, Route]

@@ -113,7 +113,6 @@ class IPCServer:
                 while True:
                     for transport in await listener.accept_some():
                         self._admit(transport, nursery)
-                    await trio.lowlevel.checkpoint()
             finally:
                 listener.close()
                 for client in self._clients.values():

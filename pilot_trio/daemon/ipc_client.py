@@ -6,7 +6,6 @@ bottom; the life of a request is `_handle_frames` → `_dispatch` → (`_answer_
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, final
@@ -23,8 +22,10 @@ from pilot_trio.wire.framing import IPC_FRAME_MAX, FrameDecoder
 from pilot_trio.wire.ipc import encode_error
 
 READ_MAX: Final = 64 * 1024  # bytes per read; a stalled client pins one such read, a busy one saves system calls
-TURN_QUANTUM: Final = 16  # requests answered in place per client and loop turn; more would delay the other clients
-TASK_START_COST: Final = 4  # how many of those a started task counts for; a flood of dials is 4 a turn
+TURN_QUANTUM: Final = 64  # units of work per client and loop turn; more would delay the other clients
+TASK_COST: Final = 16  # units of starting a task, so 4 a turn: a flood of dials is the dearest that a client can do
+DISPATCH_COST: Final = 4  # units of calling a handler, so 16 a turn
+REPEAT_COST: Final = 1  # units of what needs no handler: a repeated snapshot, an empty frame
 REPLY_BATCH_MAX: Final = (
     64 * 1024
 )  # bytes of replies joined before they are sent; bounds what a batch of Infos can hold
@@ -62,6 +63,8 @@ class IPCClient(Client):
         "_releases",
         "_replies",
         "_replies_size",
+        "_snapshot",
+        "_snapshot_code",
         "_transport",
         "outbound",
     )
@@ -79,6 +82,8 @@ class IPCClient(Client):
         self._budget = TURN_QUANTUM  # what is left of this turn
         self._replies: list[bytes] = []  # of this read batch, not yet sent
         self._replies_size = 0
+        self._snapshot_code = -1  # command whose last answer, `_snapshot`, is still true; -1: none
+        self._snapshot = b""
         self._releases: list[Callable[[], None]] | None = []  # None once called
         self._idle: trio.Event | None = None  # set when the last request in flight ends; made after end of input
         self._nursery: trio.Nursery | None = None
@@ -142,8 +147,7 @@ class IPCClient(Client):
                 self._nursery = nursery
                 nursery.start_soon(self._write)
                 try:
-                    with contextlib.suppress(IPCClosedError, trio.BrokenResourceError, trio.ClosedResourceError):
-                        await self._read()
+                    await self._read()
                     await self._settle()
                 finally:
                     self._release()
@@ -167,16 +171,16 @@ class IPCClient(Client):
 
     async def _read(self) -> None:
         """The reader: handle requests until the client's input ends, or stops making sense."""
-        while data := await self._transport.receive_some(READ_MAX):
-            self._decoder.feed(data)
-            try:
+        try:
+            while data := await self._transport.receive_some(READ_MAX):
+                self._decoder.feed(data)
                 await self._handle_frames()
-            except DecodeError as exc:
-                # There is no way back into step. What came before is still answered, then the connection closes.
-                _log.info("IPC client lost: %s client=%d", exc, self._client_id)
-                await self._flush()
-                return
-            await self.outbound.wait_for_room()
+                await self.outbound.wait_for_room()
+        except DecodeError as exc:
+            # There is no way back into step. What came before was answered; then the connection closes.
+            _log.info("IPC client lost: %s client=%d", exc, self._client_id)
+        except (IPCClosedError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client left
 
     async def _settle(self) -> None:
         """After the end of input: let the requests in flight finish, as long as somebody may read the answers."""
@@ -200,24 +204,37 @@ class IPCClient(Client):
 
     async def _handle_frames(self) -> None:
         """Handle every complete frame, a quantum at a time. Replies leave together, and before every await."""
-        while (frame := self._decoder.next_frame()) is not None:
-            self._budget -= 1
-            if frame:  # zero-length frames are skipped, though not for free
-                later = self._dispatch(frame)
-                if later is not None:
-                    await self._begin(*later)
-            if self._budget <= 0:
-                await self._flush()
-                await self.outbound.wait_for_room()
-                await trio.lowlevel.checkpoint()
-                self._budget = TURN_QUANTUM
-            elif self._replies_size > REPLY_BATCH_MAX:
-                await self._flush()
+        while frames := await self._next_frames():
+            for frame in frames:
+                self._budget -= REPEAT_COST
+                if frame:  # zero-length frames are skipped, though not for free
+                    pending = self._dispatch(frame)
+                    if pending is not None:
+                        await self._begin(*pending)
+                if self._budget <= 0:
+                    await self._flush()
+                    await self.outbound.wait_for_room()
+                    await trio.lowlevel.checkpoint()
+                    self._budget = TURN_QUANTUM
+                elif self._replies_size > REPLY_BATCH_MAX:
+                    await self._flush()
         await self._flush()
+
+    async def _next_frames(self) -> list[bytes]:
+        try:
+            return self._decoder.next_frames(TURN_QUANTUM)
+        except DecodeError:
+            await self._flush()
+            raise
 
     def _dispatch(self, frame: bytes) -> _Pending | None:
         """Call the handler; keep its reply, or return what has to wait."""
         code = frame[0]
+        if code == self._snapshot_code:
+            self._reply(self._snapshot)
+            return None
+        self._budget -= DISPATCH_COST - REPEAT_COST
+        self._snapshot_code = -1  # whatever this request does, an earlier answer may be wrong after it
         route = self._commands.get(code)
         if route is None:
             self._reply(encode_error(f"unknown command: 0x{code:02X}"))
@@ -229,7 +246,10 @@ class IPCClient(Client):
         if isinstance(answer, Later):
             return _Pending(code, route, answer)
         if answer is not None:
-            self._reply(_fit(answer, route))
+            reply = _fit(answer, route)
+            self._reply(reply)
+            if route.snapshot:
+                self._snapshot_code, self._snapshot = code, reply
         return None
 
     async def _begin(self, code: int, route: Route, later: Later) -> None:
@@ -251,7 +271,7 @@ class IPCClient(Client):
                 await self._limiter.acquire_on_behalf_of(request)
         assert self._nursery is not None
         self._nursery.start_soon(self._answer_later, request, code, route, later)
-        self._budget -= TASK_START_COST - 1
+        self._budget -= TASK_COST - DISPATCH_COST
 
     async def _answer_later(self, request: object, code: int, route: Route, later: Later) -> None:
         """The task of one request."""
@@ -288,6 +308,7 @@ class IPCClient(Client):
         self._replies_size += len(frame)
 
     async def _flush(self) -> None:
+        self._snapshot_code = -1  # others may run now
         if self._replies:
             replies = b"".join(self._replies)
             self._replies.clear()

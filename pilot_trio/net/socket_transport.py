@@ -33,11 +33,12 @@ _DISCARD_MAX: Final = 64 * 1024  # bytes of unread input thrown away on close, s
 class SocketTransport(Transport):
     """See `Transport`. Takes over the socket and makes it non-blocking."""
 
-    __slots__ = ("_read_everything", "_sock")
+    __slots__ = ("_at_end", "_read_everything", "_sock")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._at_end = False
         self._read_everything = False  # the last read emptied the socket; trying again first would be a wasted call
 
     async def receive_some(self, max_bytes: int) -> bytes:
@@ -52,6 +53,7 @@ class SocketTransport(Transport):
                 raise self._translate(exc) from exc
             else:
                 self._read_everything = len(data) < max_bytes
+                self._at_end = not data
                 return data
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
@@ -88,9 +90,10 @@ class SocketTransport(Transport):
     def close(self) -> None:
         if self._sock.fileno() < 0:
             return
-        # Closing a Unix socket with unread input gives the peer ECONNRESET in place of EOF.
-        with contextlib.suppress(OSError):
-            self._sock.recv(_DISCARD_MAX)
+        if not self._at_end:
+            # Closing a Unix socket with unread input gives the peer ECONNRESET in place of EOF.
+            with contextlib.suppress(OSError):
+                self._sock.recv(_DISCARD_MAX)
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
 
