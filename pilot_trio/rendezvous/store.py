@@ -15,6 +15,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -63,7 +64,8 @@ class Store:
         """Rebuild the directory that was stored; an empty one from nothing. Raises `ConfigError` for a damaged file."""
         rows = await self.load()
         try:
-            return Directory.restore(rows, settings, now=now)
+            # In a thread, for it takes seconds where there are a hundred thousand nodes; nobody else knows the object yet.
+            return await trio.to_thread.run_sync(partial(Directory.restore, rows, settings, now=now))
         except DecodeError as exc:
             assert self._database is not None
             raise self._database.damaged(str(exc)) from exc

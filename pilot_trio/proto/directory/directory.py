@@ -26,7 +26,8 @@ from pilot_trio.proto.directory import (
 from pilot_trio.proto.directory.records import Badge
 from pilot_trio.proto.directory.refusal import MASKED, Refused, error_message, mask
 from pilot_trio.proto.directory.request import PeerInfo, Request
-from pilot_trio.proto.directory.tables import Change, DirectorySettings, Tables
+from pilot_trio.proto.directory.rows import Change, load, take_changes
+from pilot_trio.proto.directory.tables import DirectorySettings, Tables
 from pilot_trio.wire.registry import Message
 
 Handler = Callable[[Tables, Request], Message]
@@ -130,8 +131,7 @@ class Directory:
         directory = cls(settings, now=now)
         rows = list(rows)
         if rows:
-            directory._tables.load(rows, now)
-            directory._tables.take_changes()
+            load(directory._tables, rows, now)
         return directory
 
     def handle(self, message: Message, peer: PeerInfo, now: float) -> Message:
@@ -159,7 +159,7 @@ class Directory:
 
     def take_changes(self) -> list[Change]:
         """Return the rows to store since the last call: all of them in one transaction."""
-        return self._tables.take_changes()
+        return take_changes(self._tables)
 
     def take_notifications(self) -> list[NodeId]:
         """Return the nodes for which something was put into a mailbox since the last call."""

@@ -6,6 +6,7 @@ noticed when it is loaded. Fields that are no arguments of their class (`init=Fa
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -113,8 +114,19 @@ class Invite:
 
 
 def to_row(record: attrs.AttrsInstance) -> Row:
-    """Return the stored form of a record."""
-    return attrs.asdict(record, filter=lambda field, _: field.init)
+    """Return the stored form of a record. It shares nothing with it that may change: a thread writes it later."""
+    row = {name: getattr(record, name) for name in _stored_fields(type(record))}
+    for name, value in row.items():
+        if isinstance(value, list):
+            row[name] = value.copy()
+        elif isinstance(value, Badge):
+            row[name] = to_row(value)
+    return row
+
+
+@functools.cache
+def _stored_fields(cls: type[attrs.AttrsInstance]) -> tuple[str, ...]:
+    return tuple(field.name for field in attrs.fields(cls) if field.init)
 
 
 def from_row(cls: type[T], row: Any) -> T:

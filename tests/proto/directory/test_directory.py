@@ -280,6 +280,13 @@ def test_rows_that_cannot_be_are_refused(row: tuple[str, str, Any]) -> None:
         Directory.restore([row], now=START)
 
 
+def test_two_ids_for_one_key_are_refused() -> None:
+    meta = ("meta", "counters", {"created_at": 0, "next_node": 3, "next_network": 1})
+    twins = [("bindings", str(n), {"node_id": n, "public_key": "k", "created_at": 0}) for n in (1, 2)]
+    with pytest.raises(DecodeError, match="two stored ids have one key"):
+        Directory.restore([meta, *twins], now=START)
+
+
 def test_views_for_people() -> None:
     world = World(DirectorySettings(admin_token=TOKEN))
     world.nodes(3)
