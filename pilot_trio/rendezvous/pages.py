@@ -47,8 +47,12 @@ async def serve_pages(
     at: Endpoint, overview: Overview, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Serve until cancelled; `nursery.start` returns the URL. Raises `OSError` if `at` cannot be listened on."""
+    listener, *others = await trio.open_tcp_listeners(at.port, host=at.host or "0.0.0.0")  # noqa: S104
+    for other in others:
+        await other.aclose()
+    endpoint = Endpoint(*listener.socket.getsockname()[:2])
     config = ServerConfig()
-    config.bind = [str(at)]
+    config.bind = [f"fd://{listener.socket.detach()}"]  # bound here: the server would leak its socket if that failed
     config.keep_alive_timeout = KEEP_ALIVE_TIMEOUT
     config.read_timeout = READ_TIMEOUT
     config.errorlog = logging.getLogger("pilot_trio.http")
@@ -56,8 +60,8 @@ async def serve_pages(
     config.include_server_header = False
     app = cast("ASGIFramework", make_app(overview))  # the two describe ASGI in different types
     async with trio.open_nursery() as nursery:
-        binds: list[str] = await nursery.start(partial(hypercorn.trio.serve, app, config, mode="asgi"))
-        task_status.started(f"{binds[0]}/")
+        await nursery.start(partial(hypercorn.trio.serve, app, config, mode="asgi"))
+        task_status.started(f"http://{endpoint}/")
 
 
 def make_app(overview: Overview) -> Starlette:
