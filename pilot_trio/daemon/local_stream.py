@@ -26,7 +26,7 @@ _SLOT_OWN = 4096  # bytes that a slot of the own window is shown as; a slot of t
 
 
 class LocalConnection(Connection):
-    """One end of a pair made by `local_pair`."""
+    """One end of a pair; `connect` makes the pair."""
 
     recyclable: ClassVar[bool] = True  # no packet of a local pair can arrive late
 
@@ -46,6 +46,12 @@ class LocalConnection(Connection):
         self._unread = bytearray()
         self._bytes_sent = self._segments_sent = 0
         self._closed_here = False
+
+    def connect(self, acceptor: LocalConnection) -> None:
+        """Connect two fresh ends, this being the dialling one; both are `ESTABLISHED` when this returns."""
+        self._peer, acceptor._peer = acceptor, self
+        acceptor._enter(ConnState.ESTABLISHED)
+        self._enter(ConnState.ESTABLISHED)
 
     @property
     def settled(self) -> bool:
@@ -136,13 +142,6 @@ class LocalConnection(Connection):
                 data = bytes(head)  # one copy; a slice of a bytearray would be a second one
             del unread[:max_bytes]
         return data
-
-
-def local_pair(dialler: LocalConnection, acceptor: LocalConnection) -> None:
-    """Connect two fresh ends with each other; both are `ESTABLISHED` when this returns."""
-    dialler._peer, acceptor._peer = acceptor, dialler
-    acceptor._enter(ConnState.ESTABLISHED)
-    dialler._enter(ConnState.ESTABLISHED)
 
 
 # What only a network can do to a stream.

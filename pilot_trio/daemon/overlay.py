@@ -8,6 +8,7 @@ half-close (`spec/transport.md` §0): it would lie.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from operator import index
 from typing import Final
 
 import trio
@@ -63,18 +64,15 @@ class OverlayStream(trio.abc.Stream):
             self._sending = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        if max_bytes is None:
-            max_bytes = RECEIVE_DEFAULT
-        elif not isinstance(max_bytes, int):
-            raise TypeError(f"max_bytes must be an integer >= 1, not {max_bytes!r}")
-        elif max_bytes < 1:
-            raise ValueError(f"max_bytes must be an integer >= 1, not {max_bytes}")
+        limit = RECEIVE_DEFAULT if max_bytes is None else index(max_bytes)
+        if limit < 1:
+            raise ValueError(f"max_bytes must be at least 1, not {limit}")
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving on this stream")
         self._receiving = True
         try:
             await trio.lowlevel.checkpoint()
-            return await self._connection.receive_some(max_bytes)
+            return await self._connection.receive_some(limit)
         finally:
             self._receiving = False
 

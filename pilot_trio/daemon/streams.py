@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, Final, Protocol
 
 import attrs
@@ -21,7 +21,7 @@ from pilot_trio.config import StreamLimits
 from pilot_trio.daemon.connection import Connection as Connection
 from pilot_trio.daemon.connection import ConnState as ConnState
 from pilot_trio.daemon.events import EventBus
-from pilot_trio.daemon.local_stream import LocalConnection, local_pair
+from pilot_trio.daemon.local_stream import LocalConnection
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.errors import DialRefused, NoRoute, PortNotAllowed
 from pilot_trio.proto.ports import ConnectionCounts, ConnectionIds, PortTable
@@ -79,10 +79,10 @@ class NoTunnel(Carrier):
 class PortListener:
     """A bound port and the connections that wait on it. Made by `StreamTable.bind`."""
 
-    def __init__(self, table: StreamTable, port: Port, owner: Hashable) -> None:
+    def __init__(self, port: Port, owner: Hashable, on_close: Callable[[PortListener], None]) -> None:
         self.port: Final = port
         self.owner: Final = owner
-        self._table = table
+        self._on_close = on_close
         self._backlog: deque[Connection] = deque()
         self._acceptors = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -106,7 +106,7 @@ class PortListener:
         if self._closed:
             return
         self._closed = True
-        self._table._forget_listener(self)
+        self._on_close(self)
         for connection in self._backlog:
             if not connection.state.ended:
                 connection.reset()
@@ -164,7 +164,7 @@ class StreamTable:
 
     def bind(self, port: int, owner: Hashable) -> PortListener:
         """Listen on a port for `owner`; raise `PortInUse`. Any number will do, 0 included (`spec/ipc.md` §5.1)."""
-        listener = PortListener(self, Port(port), owner)
+        listener = PortListener(Port(port), owner, self._forget_listener)
         self._ports.bind(listener.port, owner)
         self._listeners[listener.port] = listener
         return listener
@@ -216,7 +216,7 @@ class StreamTable:
             self.new_id(), there, here, owner=listener.owner, dialled=False, on_state=self.follow
         )
         self.add(acceptor)
-        local_pair(dialler, acceptor)
+        dialler.connect(acceptor)
         self._publish_incoming(acceptor)
         listener.deliver(acceptor)
         return dialler
