@@ -78,7 +78,7 @@ class IPCClient(Client):
         self._counters = counters
         self._hang_ups = hang_ups
         self._decoder = FrameDecoder(IPC_FRAME_MAX)
-        self._limiter = trio.CapacityLimiter(CLIENT_IN_FLIGHT_MAX)
+        self._limiter: trio.CapacityLimiter | None = None  # made for the first request that has to wait; many never do
         self._budget = TURN_QUANTUM  # what is left of this turn
         self._replies: list[bytes] = []  # of this read batch, not yet sent
         self._replies_size = 0
@@ -126,7 +126,7 @@ class IPCClient(Client):
     @property
     def in_flight(self) -> int:
         """Requests being worked on in tasks of their own."""
-        return self._limiter.borrowed_tokens
+        return 0 if self._limiter is None else self._limiter.borrowed_tokens
 
     def end_if_hung_up(self) -> bool:
         """Cancel everything if the client has closed both directions; say whether it has."""
@@ -262,6 +262,8 @@ class IPCClient(Client):
                 self._reply(reply)
             return
         # The limit comes before the task: were it taken inside, the tasks would pile up outside it.
+        if self._limiter is None:
+            self._limiter = trio.CapacityLimiter(CLIENT_IN_FLIGHT_MAX)
         request = object()
         try:
             self._limiter.acquire_on_behalf_of_nowait(request)
@@ -270,10 +272,12 @@ class IPCClient(Client):
             with self._hang_ups.watching(self):
                 await self._limiter.acquire_on_behalf_of(request)
         assert self._nursery is not None
-        self._nursery.start_soon(self._answer_later, request, code, route, later)
+        self._nursery.start_soon(self._answer_later, self._limiter, request, code, route, later)
         self._budget -= TASK_COST - DISPATCH_COST
 
-    async def _answer_later(self, request: object, code: int, route: Route, later: Later) -> None:
+    async def _answer_later(
+        self, limiter: trio.CapacityLimiter, request: object, code: int, route: Route, later: Later
+    ) -> None:
         """The task of one request."""
         try:
             reply = await self._run(code, route, later)
@@ -282,7 +286,7 @@ class IPCClient(Client):
         except IPCClosedError:
             pass  # nobody is left to answer
         finally:
-            self._limiter.release_on_behalf_of(request)
+            limiter.release_on_behalf_of(request)
             if self._idle is not None and not self.in_flight:
                 self._idle.set()
 

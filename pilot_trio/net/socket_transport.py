@@ -44,17 +44,20 @@ class SocketTransport(Transport):
     async def receive_some(self, max_bytes: int) -> bytes:
         if self._read_everything:
             await trio.lowlevel.wait_readable(self._sock)
-        while True:
-            try:
-                data = self._sock.recv(max_bytes)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
-            except OSError as exc:
-                raise self._translate(exc) from exc
-            else:
-                self._read_everything = len(data) < max_bytes
-                self._at_end = not data
-                return data
+        while (data := self._receive_nowait(max_bytes)) is None:
+            await trio.lowlevel.wait_readable(self._sock)
+        self._read_everything = len(data) < max_bytes
+        self._at_end = not data
+        return data
+
+    def _receive_nowait(self, max_bytes: int) -> bytes | None:
+        # A function of its own: an await inside the `except` would keep the exception alive for as long as a client idles.
+        try:
+            return self._sock.recv(max_bytes)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            raise self._translate(exc) from exc
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         total = len(data)
