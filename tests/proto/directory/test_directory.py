@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pilot_trio.crypto.identity import Identity
 from pilot_trio.errors import DecodeError
 from pilot_trio.proto.directory import READ_ONLY, TYPES, Directory, DirectorySettings, Refused
+from pilot_trio.proto.directory import directory as directory_module
 from pilot_trio.wire.registry import Message
 from tests.proto.directory.world import IDENTITIES, START, TOKEN, World, snapshot
 
@@ -255,6 +256,23 @@ def test_last_seen_is_stored_when_asked_and_not_by_heartbeats() -> None:
     assert world.directory.take_changes() == []
     world.restart()
     assert world.ok("lookup", node_id=1)["last_seen_unix"] == int(START) + 600
+
+
+@pytest.mark.parametrize("surplus", [-1, 0, 1])
+def test_last_seen_of_a_crowd_is_noted_in_portions(monkeypatch: pytest.MonkeyPatch, surplus: int) -> None:
+    monkeypatch.setattr(directory_module, "NOTED_AT_ONCE", 3 - surplus)
+    world = World()
+    world.nodes(3)
+    world.now += 1
+    noted: list[str] = []
+    for portion in (3 - max(surplus, 0), max(surplus, 0)):
+        for node in (1, 2, 3):
+            world.ok("heartbeat", node_id=node)
+        world.directory.note_last_seen()
+        changes = world.directory.take_changes()
+        assert len(changes) == portion
+        noted += [change.key for change in changes]
+    assert sorted(noted) == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(
