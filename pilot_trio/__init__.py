@@ -17,6 +17,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
+from pilot_trio.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pilot_trio.address import Address as Address
     from pilot_trio.address import NodeId as NodeId
@@ -106,7 +108,6 @@ _HOMES: Final = {
 }
 _HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names}
 
-__version__: Final = "0.1.0"
 __all__ = [
     "__version__",
     *_HOME_OF,

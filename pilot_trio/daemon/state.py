@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import attrs
 
 from pilot_trio.address import BACKBONE, Address, NetworkId, NodeId
 from pilot_trio.crypto.identity import Identity
-
-REFERENCE_VERSION: Final = (
-    "1.18.0"  # what Info and `register` say; clients compare it, so it names the dialect we speak
-)
+from pilot_trio.version import REFERENCE_VERSION as REFERENCE_VERSION
 
 
 @attrs.define(eq=False)
@@ -41,7 +38,7 @@ class NodeState:
     identity: Identity
     started_at: float
     persistent: bool = False  # the identity is on disk
-    node_id: NodeId = NodeId(0)  # 0 until registered
+    node_id: NodeId = attrs.field(default=NodeId(0))  # 0 until registered
     endpoint: str = ""  # own UDP endpoint as registered, host:port
     beacon_addr: str = ""
     hostname: str = ""

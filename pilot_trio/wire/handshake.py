@@ -5,11 +5,10 @@ from __future__ import annotations
 import base64
 import json
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 
-from pilot_trio.crypto.identity import Identity
 from pilot_trio.errors import DecodeError, LocalProtocolError
 from pilot_trio.wire.json_text import member, parse_object
 from pilot_trio.wire.registry import handshake_text
@@ -22,6 +21,15 @@ RECEIVED_MAX: Final = 64 << 10  # bytes of a message that we read; protocol, `sp
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 _U32_MAX: Final = 0xFFFFFFFF
 _I64_MAX: Final = (1 << 63) - 1
+
+
+class Signer(Protocol):
+    """A key pair."""
+
+    @property
+    def public_key_b64(self) -> str: ...
+
+    def sign(self, message: bytes) -> bytes: ...
 
 
 class Kind(Enum):
@@ -68,7 +76,7 @@ class HandshakeMessage:
 
 
 def make_message(
-    kind: Kind, identity: Identity, sender: int, receiver: int, now: float, *, justification: str = "", reason: str = ""
+    kind: Kind, identity: Signer, sender: int, receiver: int, now: float, *, justification: str = "", reason: str = ""
 ) -> HandshakeMessage:
     """Return a signed message that fits into one segment; the free text is cut where it does not.
 
