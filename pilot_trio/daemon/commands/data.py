@@ -38,10 +38,12 @@ class DataNode(Protocol):
     @property
     def streams(self) -> StreamTable:
         """The connection table."""
+        ...
 
     @property
     def datagrams(self) -> Datagrams:
         """The datagrams."""
+        ...
 
 
 def routes(node: DataNode) -> CommandTable:
