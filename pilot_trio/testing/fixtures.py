@@ -21,7 +21,6 @@ from pilot_trio.driver import Driver
 from pilot_trio.testing.memory_network import MemoryNetwork
 from pilot_trio.testing.nodes import RunningNode, StreamPair, open_node, open_node_pair, open_stream_pair
 
-
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
