@@ -15,11 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
 from pilot_trio.errors import ConfigError
 
 HANDSHAKE_TIMEOUT: Final = 10.0  # seconds for a TLS handshake; two round trips and some arithmetic
@@ -80,6 +75,12 @@ def _generate(path: Path) -> ServerTLS:
 
 def make_self_signed() -> bytes:
     """Return a new key and a certificate for it, both PEM: ECDSA on P-256, for this machine's loopback names."""
+    # Imported here: certificates are made once in a lifetime, and their library costs megabytes.
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Pilot Protocol")])
     now = datetime.datetime.now(datetime.UTC)
