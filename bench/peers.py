@@ -86,19 +86,21 @@ def open_peers(ours: str = "") -> Iterator[Peers]:
 def _daemon(name: str, command: tuple[str, ...], home: GoHome) -> Iterator[Peer]:
     arguments = [*command, *_FLAGS, "-socket", str(home.socket), "-identity", str(home.identity)]
     environment = {**home.environment, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
-    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL)
+    log = home.root / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(arguments, env=environment, stdout=output, stderr=output)
     try:
-        node_id = _wait_until_registered(process, home.socket)
+        node_id = _wait_until_registered(process, home.socket, log)
         yield Peer(name, home.socket, process.pid, node_id)
     finally:
         _stop(process)
 
 
-def _wait_until_registered(process: subprocess.Popen[bytes], path: Path) -> int:
+def _wait_until_registered(process: subprocess.Popen[bytes], path: Path, log: Path) -> int:
     end = time.perf_counter() + START_TIMEOUT
     while time.perf_counter() < end:
         if process.poll() is not None:
-            raise SystemExit(f"{process.args!r} ended with {process.returncode}")
+            raise SystemExit(f"{process.args!r} ended with {process.returncode}:\n{log.read_text()}")
         with contextlib.suppress(OSError):
             if node_id := int(info(path)["node_id"]):
                 return node_id

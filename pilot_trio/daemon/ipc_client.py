@@ -175,7 +175,6 @@ class IPCClient(Client):
             while data := await self._transport.receive_some(READ_MAX):
                 self._decoder.feed(data)
                 await self._handle_frames()
-                await self.outbound.wait_for_room()
         except DecodeError as exc:
             # There is no way back into step. What came before was answered; then the connection closes.
             _log.info("IPC client lost: %s client=%d", exc, self._client_id)
@@ -204,7 +203,7 @@ class IPCClient(Client):
 
     async def _handle_frames(self) -> None:
         """Handle every complete frame, a quantum at a time. Replies leave together, and before every await."""
-        while frames := await self._next_frames():
+        while frames := self._decoder.next_frames(TURN_QUANTUM):
             for frame in frames:
                 self._budget -= REPEAT_COST
                 if frame:  # zero-length frames are skipped, though not for free
@@ -213,19 +212,13 @@ class IPCClient(Client):
                         await self._begin(*pending)
                 if self._budget <= 0:
                     await self._flush()
-                    await self.outbound.wait_for_room()
                     await trio.lowlevel.checkpoint()
                     self._budget = TURN_QUANTUM
                 elif self._replies_size > REPLY_BATCH_MAX:
                     await self._flush()
-        await self._flush()
-
-    async def _next_frames(self) -> list[bytes]:
-        try:
-            return self._decoder.next_frames(TURN_QUANTUM)
-        except DecodeError:
             await self._flush()
-            raise
+            if self.outbound.crowded:
+                await self.outbound.wait_for_room()
 
     def _dispatch(self, frame: bytes) -> _Pending | None:
         """Call the handler; keep its reply, or return what has to wait."""

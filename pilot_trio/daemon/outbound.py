@@ -97,6 +97,11 @@ class Outbound:
         """Slots in use; joined replies count as one."""
         return self._frames_out.statistics().current_buffer_used
 
+    @property
+    def crowded(self) -> bool:
+        """True while so much is queued that nothing more should be asked for."""
+        return bool(self._line) or self.queued_bytes > QUEUE_BYTES_READ_ON
+
     # --- producers ---------------------------------------------------------------------------------------------------
 
     async def send(self, frame: bytes) -> None:
@@ -130,7 +135,7 @@ class Outbound:
         """Wait until the queue has room for some replies; raise `IPCClosedError` if the client goes first."""
         if self._closed:
             raise IPCClosedError("IPC client is gone")
-        if self._line or self.queued_bytes > QUEUE_BYTES_READ_ON:
+        if self.crowded:
             await self._stand_in_line(b"")
 
     def offer(self, frame: bytes) -> bool:

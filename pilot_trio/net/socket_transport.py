@@ -99,6 +99,7 @@ class SocketTransport(Transport):
                 self._sock.recv(_DISCARD_MAX)
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
+        self._read_everything = False  # whoever reads now shall find out, not wait
 
     def _translate(self, exc: OSError) -> Exception:
         if self._sock.fileno() < 0:

@@ -27,7 +27,7 @@ class FrameDecoder:
     __slots__ = ("_buffer", "_limit", "_offset")
 
     def __init__(self, limit: int) -> None:
-        self._buffer = bytearray()
+        self._buffer: bytes | bytearray = b""
         self._offset = 0  # start of the first frame not yet returned; moving it is cheaper than cutting the buffer
         self._limit = limit
 
@@ -37,8 +37,13 @@ class FrameDecoder:
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes as they came from the stream."""
-        if self._offset:
-            del self._buffer[: self._offset]
+        if self._offset == len(self._buffer):
+            # The usual case, nothing left over: small requests are cut out of what was read, without another copy.
+            self._buffer = bytes(data)
+            self._offset = 0
+            return
+        if self._offset or not isinstance(self._buffer, bytearray):
+            self._buffer = bytearray(memoryview(self._buffer)[self._offset :])
             self._offset = 0
         self._buffer += data
 
@@ -57,34 +62,38 @@ class FrameDecoder:
         end = start + length
         if len(self._buffer) < end:
             return None
-        self._offset = end
-        return bytes(self._buffer[start:end])
+        body = bytes(self._buffer[start:end])
+        self._advance(end)
+        return body
 
     def next_frames(self, count: int) -> list[bytes]:
         """Return the next complete bodies, at most `count`; an empty list if more bytes are needed.
 
-        The same as calling `next_frame` so often, in half the time. Raises `DecodeError` as it does, after the bodies
-        before the offending frame were returned.
+        As `next_frame` so many times, in half the time. Raises `DecodeError` as it does, after the bodies before the
+        offending frame were returned.
         """
         frames: list[bytes] = []
-        at, size = self._offset, len(self._buffer)
-        with memoryview(self._buffer) as view:
-            while len(frames) < count and size - at >= 4:
-                (length,) = LENGTH.unpack_from(view, at)
-                end = at + 4 + length
-                if length > self._limit:
-                    if not frames:
-                        raise DecodeError(f"frame too large: {length} bytes (limit {self._limit})")
-                    break
-                if end > size:
-                    break
-                frames.append(bytes(view[at + 4 : end]))
-                at = end
-        if at == size:
-            self._buffer.clear()  # gives the memory of a large frame back
-            at = 0
-        self._offset = at
+        buffer, at = self._buffer, self._offset
+        last_start = len(buffer) - 4
+        while at <= last_start and len(frames) < count:
+            (length,) = LENGTH.unpack_from(buffer, at)
+            end = at + 4 + length
+            if length > self._limit:
+                if not frames:
+                    raise DecodeError(f"frame too large: {length} bytes (limit {self._limit})")
+                break
+            if end > len(buffer):
+                break
+            frames.append(bytes(buffer[at + 4 : end]))
+            at = end
+        self._advance(at)
         return frames
+
+    def _advance(self, offset: int) -> None:
+        self._offset = offset
+        if offset == len(self._buffer):
+            self._buffer = b""  # gives the memory of a large frame back
+            self._offset = 0
 
 
 def encode_frame(body: bytes) -> bytes:
