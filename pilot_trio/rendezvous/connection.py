@@ -21,8 +21,8 @@ from pilot_trio.wire.framing import FrameDecoder
 from pilot_trio.wire.registry_binary import MAGIC, PREAMBLE, VERSION, encode_error
 
 # Fixed by the protocol (`spec/registry.md` §2.1).
-IDLE_TIMEOUT: Final = 300.0  # seconds without a complete request
-WRITE_TIMEOUT: Final = 5.0  # seconds for one batch of answers to be taken by the kernel
+IDLE_TIMEOUT: Final = 300.0  # seconds without a complete request; protocol, registry §2.1
+WRITE_TIMEOUT: Final = 5.0  # seconds for a batch of answers to be taken by the kernel; protocol, registry §2.1
 
 # Ours.
 REQUEST_MAX: Final = 1 << 20  # bytes; the protocol allows 64 MiB, but the longest real request, a policy, has a few KiB
@@ -31,10 +31,8 @@ READ_MAX: Final = 16_384  # bytes per read; a hundred requests
 BATCH_REQUESTS: Final = 8  # requests answered before others get a turn; about 1 ms when each needs a signature check
 BATCH_BYTES: Final = 65_536  # answers joined into one write; the write deadline is meant for about this much
 HELD_BYTES_MAX: Final = 64 << 20  # half requests and unsent answers of all connections together; then the asker is cut
-RATE_RETRY: Final = 0.1  # seconds between two tries of a request that is over its source's rate
-RATE_PATIENCE: Final = (
-    5.0  # seconds that a request over the rate waits before its connection is closed; clients give up at 8
-)
+RATE_RETRY: Final = 0.1  # seconds between two tries of a request over its source's rate; ten tokens come in it
+RATE_PATIENCE: Final = 5.0  # seconds that a request over the rate waits before it is cut off; clients give up at 8
 
 
 class Ending(Enum):

@@ -21,9 +21,7 @@ ENTRY_TTL: Final = 600.0  # seconds since the last discover; nodes repeat it eve
 MOVE_INTERVAL: Final = 30.0  # seconds between two changes of a node's endpoint; slows down who fights for an id
 
 # Ours.
-NODES_MAX: Final = (
-    200_000  # entries, about 60 MB; beyond it the one silent longest goes, and returns with its next discover
-)
+NODES_MAX: Final = 200_000  # entries, about 60 MB; beyond it the one silent longest goes, until its next discover
 NOTIFY_INTERVAL: Final = 5.0  # seconds between two notifies to a node; at this pace daemons act on every one of them
 NOTIFY_QUEUE_MAX: Final = 10_000  # nodes inside their interval; beyond it a node finds out at its next poll
 

@@ -19,11 +19,9 @@ from pilot_trio.rendezvous.beacon_server import BeaconStatistics
 from pilot_trio.rendezvous.registry_server import RegistryStatistics
 from pilot_trio.rendezvous.store import StoreStatistics
 
-ONLINE_WITHIN: Final = (
-    180.0  # seconds since the last heartbeat for a node to count as online; three of them are due in it
-)
+ONLINE_WITHIN: Final = 180.0  # seconds since the last heartbeat of a node that counts as online; three are due in it
 PICTURE_AGE: Final = 1.0  # seconds for which a picture is shown again; more where taking one costs more
-PICTURE_COST_SHARE: Final = 20  # a picture is kept at least so many times as long as it took
+PICTURE_COST_SHARE: Final = 20  # times as long as it took is a picture kept, at least; so pictures take 5 % of the time
 
 
 @attrs.frozen

@@ -32,7 +32,7 @@ from pilot_trio.rendezvous.overview import Overview, Picture
 from pilot_trio.rendezvous.page_html import CONTENT_SECURITY_POLICY, render_page
 
 KEEP_ALIVE_TIMEOUT: Final = 5.0  # seconds that an idle HTTP connection stays open; pages are one request each
-READ_TIMEOUT: Final = 10  # seconds without a byte of a request
+READ_TIMEOUT: Final = 10  # seconds without a byte of a request; a page needs one round trip
 
 _HEADERS: Final = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,

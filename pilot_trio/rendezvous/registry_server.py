@@ -36,9 +36,9 @@ ACCEPT_RATE: Final = 1000.0  # connections accepted per second; more wait in the
 
 # … and ours. There is no limit on all requests together: it would cut whoever comes next, guilty or not.
 CONNECTIONS_MAX: Final = 200_000  # open at a time, about 2 GB; the limit of open files is usually lower
-FILES_RESERVED: Final = 64  # file descriptors kept from connections: database, listeners, pages
-SOURCE_SHARE: Final = 4  # one source host may have a quarter of all connections
-ACCEPT_PAUSE: Final = 0.1  # seconds until the next try when the system has no descriptor or memory for a connection
+FILES_RESERVED: Final = 64  # descriptors kept from connections; database, listeners and pages need some
+SOURCE_SHARE: Final = 4  # part of all connections that one source host may have; a quarter leaves room for others
+ACCEPT_PAUSE: Final = 0.1  # seconds until the next try; the system had no descriptor or memory for a connection
 
 _OUT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 

@@ -18,9 +18,7 @@ from typing import Final, NamedTuple
 from pilot_trio.errors import ConfigError
 
 HANDSHAKE_TIMEOUT: Final = 10.0  # seconds for a TLS handshake; two round trips and some arithmetic
-CERTIFICATE_LIFETIME: Final = (
-    3650  # days of a generated one; pins ignore the date, and changing it would change the pin
-)
+CERTIFICATE_LIFETIME: Final = 3650  # days of a generated one; pins ignore the date, a new one would change the pin
 _PEM_END: Final = "-----END CERTIFICATE-----"
 
 

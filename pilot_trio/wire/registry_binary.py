@@ -19,16 +19,16 @@ from pilot_trio.address import NetworkId, NodeId
 from pilot_trio.errors import DecodeError, LocalProtocolError
 
 MAGIC: Final = b"PILT"  # the first four bytes of a binary client, where a JSON client sends a length
-VERSION: Final = 1
+VERSION: Final = 1  # of the binary protocol; protocol, §2.3
 PREAMBLE: Final = MAGIC + bytes([VERSION])  # sent once by the client; there is no acknowledgement
 SIGNATURE_SIZE: Final = 64  # bytes; Ed25519, raw
 ERROR_TEXT_MAX: Final = 65_000  # bytes; protocol, §2.3
 COUNT_MAX: Final = 1024  # networks or addresses in one answer; protocol, §2.3: clients refuse more
 SHORT_MAX: Final = 0xFF  # bytes of a field behind a u8 length; longer ones are cut
 LONG_MAX: Final = 0xFFFF  # bytes of a field behind a u16 length; longer ones are cut
-KEY_AGE_UNKNOWN: Final = 0xFFFF_FFFF  # days
-KEY_EXPIRY_WARNING: Final = 0x01  # flag of a heartbeat's answer
-PUBLIC: Final = 0x01  # flag of a lookup's answer
+KEY_AGE_UNKNOWN: Final = 0xFFFF_FFFF  # days; protocol, §2.3
+KEY_EXPIRY_WARNING: Final = 0x01  # flag of a heartbeat's answer; protocol, §2.3
+PUBLIC: Final = 0x01  # flag of a lookup's answer; protocol, §2.3
 
 
 class BinaryType(IntEnum):
