@@ -233,6 +233,8 @@ class TrustService:
         self._soon(self._report_trust, peer)
         self._soon(self._respond, peer, True)
         self._soon(self._try_direct, peer, Kind.ACCEPT)
+        if not self.known_key(peer):  # a relayed request does not name one
+            self._soon(self._back_fill_key, peer)
 
     def reject(self, node: int, reason: str) -> None:
         """Drop a pending request and tell the node."""

@@ -207,8 +207,9 @@ async def test_a_request_that_cannot_be_delivered_is_relayed(autojump_clock: tri
         assert await ann.trust.wait(BOB, 10)
         assert trio.current_time() - approved_at <= 2.1  # Ann polls every two seconds while she waits
         await settle()
-        (anns,) = ann.trust.trusted_rows()
-        assert anns["public_key"] == bob.state.identity.public_key_b64  # filled in from the registry
+        (anns,), (bobs,) = ann.trust.trusted_rows(), bob.trust.trusted_rows()
+        assert anns["public_key"] == bob.state.identity.public_key_b64  # both filled in from the registry
+        assert bobs["public_key"] == ann.state.identity.public_key_b64
 
 
 async def test_asking_each_other_is_mutual(autojump_clock: trio.testing.MockClock) -> None:

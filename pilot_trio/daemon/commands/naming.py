@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-
-import trio
+from typing import Any, Final
 
 from pilot_trio.address import NodeId
-from pilot_trio.crypto.identity import Identity
 from pilot_trio.daemon.commands.parts import NodeParts, later, passed_through, prefixed, reply
 from pilot_trio.daemon.dispatch import Client, CommandTable, Later, Route
-from pilot_trio.daemon.grace import complete
-from pilot_trio.errors import CommandError, DecodeError, NoRoute, RegistryError, RegistryUnavailable
+from pilot_trio.daemon.key_rotation import KeyRotation
+from pilot_trio.errors import CommandError, DecodeError, NoRoute
 from pilot_trio.net import files
 from pilot_trio.wire.ipc import Code, decode_prefer_direct
 from pilot_trio.wire.json_text import parse_strings
-from pilot_trio.wire.registry import Message, node_text, rotate_text
+from pilot_trio.wire.registry import Message, node_text
 
 TAGS_MAX: Final = 3  # tags that a client may set; protocol, `spec/ipc.md` §5.4 (the registry itself admits 10)
 
@@ -45,6 +41,7 @@ class Naming:
 
     def __init__(self, node: NodeParts) -> None:
         self._node = node
+        self._rotation = KeyRotation(node.state, node.registry, node.config.identity)
 
     def resolve_hostname(self, _client: Client, payload: bytes) -> Later:
         """Ask the registry, or the cache, which node has a name."""
@@ -114,7 +111,7 @@ class Naming:
         async def run() -> bytes:
             # The registry's text comes twice prefixed in this one command, `spec/ipc.md` §5.4.
             with prefixed("registry: "):
-                answer = await rotate_key(self._node)
+                answer = await self._rotation.rotate()
             _log.info("key rotated", extra={"kv": {"public_key": self._node.state.identity.public_key_b64}})
             return passed_through(Code.ROTATE_KEY_OK, answer)
 
@@ -166,64 +163,6 @@ class Naming:
         state = self._node.state
         signature = state.identity.sign_text(node_text(type_, state.node_id))
         return await self._node.registry.call(type_, node_id=state.node_id, signature=signature, **fields)
-
-
-async def rotate_key(node: NodeParts) -> Message:
-    """Give the node a new key pair, proven to the registry with the old one (`spec/services.md` §6.2).
-
-    The new key is on disk before the registry hears of it and replaces the old file before it is used: whenever the
-    process dies, the key that the registry knows is in one of two files.
-
-    Raises:
-      RegistryError: the registry refused, or did not answer; the old key stays in use.
-    """
-    state = node.state
-    fresh = Identity.generate()
-    files_of_key = None if node.config.identity is None else _KeyFiles.of(node.config.identity)
-    if files_of_key is not None:
-        await files.save(files_of_key.next, fresh.dump())
-
-    async def replace() -> Message:
-        answer = await node.registry.call(
-            "rotate_key",
-            node_id=state.node_id,
-            new_public_key=fresh.public_key_b64,
-            signature=state.identity.sign_text(rotate_text(state.node_id, fresh.public_key_b64)),
-        )
-        if files_of_key is not None:
-            await files_of_key.advance()
-        state.identity = fresh
-        return answer
-
-    try:
-        return await complete(replace)
-    except RegistryUnavailable:
-        # Without an answer nobody knows which key is the registered one, so the new one must not be thrown away.
-        _log.warning("key rotation unanswered", extra={"kv": {"new_key": str(files_of_key and files_of_key.next)}})
-        raise
-    except RegistryError:
-        if files_of_key is not None:
-            await files.remove(files_of_key.next)
-        raise
-
-
-class _KeyFiles(NamedTuple):
-    """The identity file and, beside it, the key that is to replace it."""
-
-    current: Path
-    next: Path
-
-    @classmethod
-    def of(cls, identity: Path) -> _KeyFiles:
-        current = Path(os.path.realpath(identity))  # of a symbolic link the target is replaced, as saving does
-        return cls(current, current.with_name(current.name + ".next"))
-
-    async def advance(self) -> None:
-        """Make the next key the current one. If that fails the key is still on disk, under its other name."""
-        try:
-            await trio.to_thread.run_sync(self.next.replace, self.current)
-        except OSError as exc:
-            _log.error("rotated key is not in place", extra={"kv": {"new_key": str(self.next), "error": str(exc)}})
 
 
 async def _save_webhook_url(path: Path, url: str) -> None:
