@@ -44,9 +44,7 @@ from pilot_trio.wire.ipc import (
 )
 from pilot_trio.wire.ipc_requests import encode_tags
 
-REQUESTS_MAX: Final = (
-    64  # ordinary requests at once; further ones wait. Each may need a connection; the daemon has 1,024
-)
+REQUESTS_MAX: Final = 64  # ordinary requests at once; each may need a connection, of which the daemon has 1,024
 IDLE_LINKS_MAX: Final = 2  # extra connections kept for the next request; opening one costs less than a millisecond
 _HEADER_SIZE: Final = 5  # of an encoded frame: `Link.request` takes payloads
 

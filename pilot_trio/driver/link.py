@@ -39,12 +39,12 @@ from pilot_trio.wire.ipc import (
 )
 
 READ_SIZE: Final = 64 * 1024  # bytes per read; with the pauses below it is the slowest rate at which we ever read
-SEND_BUFFER: Final = 64 * 1024  # bytes that may wait for the socket before senders wait too
-STREAM_BUFFER: Final = 256 * 1024  # bytes unread on one stream before its link slows down
+SEND_BUFFER: Final = 64 * 1024  # bytes that may wait for the socket before senders wait too; hides a loop turn
+STREAM_BUFFER: Final = 256 * 1024  # bytes unread on one stream before its link slows down; as much as a daemon queues
 STREAM_BUFFER_MAX: Final = 16 << 20  # bytes unread on one stream before it is given up; minutes, thanks to the pauses
 PAUSE_ALONE: Final = 2.0  # seconds between reads while a link's only stream is full; five per daemon deadline of 10 s
-PAUSE_SHARED: Final = 0.5  # seconds, the same where other streams wait behind the one that nobody reads
-JOIN_MAX: Final = 64 * 1024  # bytes joined into one write of the writer task
+PAUSE_SHARED: Final = 0.5  # seconds between reads where other streams share the link; they wait behind the full one
+JOIN_MAX: Final = 64 * 1024  # bytes joined into one write of the writer task; one system call instead of many
 
 
 _TURNED_AWAY: Final = (

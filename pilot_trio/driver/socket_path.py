@@ -14,7 +14,7 @@ import trio
 from pilot_trio.errors import DaemonUnavailable
 from pilot_trio.net.socket_transport import SocketTransport
 
-CONNECT_RETRY_INTERVAL: Final = 0.01  # seconds between attempts while the daemon's backlog is full
+CONNECT_RETRY_INTERVAL: Final = 0.01  # seconds between attempts while the backlog is full; nothing tells when it is not
 CONNECT_TIMEOUT: Final = 5.0  # seconds for the daemon to make room in its backlog; a living one needs milliseconds
 
 

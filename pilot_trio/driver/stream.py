@@ -13,7 +13,7 @@ from pilot_trio.errors import IPCClosedError
 from pilot_trio.wire.ipc import Code, encode_conn
 
 SEND_PIECE: Final = 64 * 1024  # bytes per Send frame; smaller than the protocol allows, so that streams take turns
-CLOSE_TIMEOUT: Final = 10.0  # seconds that `aclose` waits for the daemon, its own deadline for a client that hangs
+CLOSE_TIMEOUT: Final = 10.0  # seconds that `aclose` waits for the daemon; as long as that waits for a client
 _RECEIVE_DEFAULT: Final = 64 * 1024  # bytes that `receive_some` returns at most when the caller names no number
 
 

@@ -33,7 +33,7 @@ from pilot_trio.serving import NodeHandle, serve
 from pilot_trio.testing.memory_network import LOOPBACK, MemoryNetwork
 from pilot_trio.testing.memory_transport import MemoryTransportListener
 
-STREAM_PAIR_PORT: Final = 4000  # the port that `open_stream_pair` borrows for a moment
+STREAM_PAIR_PORT: Final = 4000  # port; borrowed by `open_stream_pair` for a moment
 _ANY_PORT: Final = Endpoint(LOOPBACK, 0)
 
 
