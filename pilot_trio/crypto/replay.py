@@ -30,6 +30,11 @@ class ReplayWindow:
         self._highest = 0
         self._bits = 0
 
+    @property
+    def highest(self) -> int:
+        """The highest counter accepted so far."""
+        return self._highest
+
     def accept(self, counter: int) -> Verdict:
         """Judge a counter whose frame was authenticated, and mark it as seen."""
         ahead = counter - self._highest

@@ -1,0 +1,12 @@
+"""The encrypted tunnel to every peer as one pure state machine (`spec/tunnel.md` §1 to §11).
+
+- `machine`: `TunnelMachine`: datagrams, packets and timeouts in; datagrams, packets, events and the next deadline out.
+- `peer`: what is known of one peer: its session, its route, the exchange under way, packets that wait for a key.
+- `session`: one agreed key: sealing, opening, replay windows, the gates that end it.
+- `route`: direct or by relay, and why.
+- `events`: what the shell has to act upon, log or publish.
+- `settings`: every constant, what the protocol fixes apart from what we chose.
+
+State changes only after authentication: a session begins with a signed key frame that the registry's key verifies, an
+endpoint moves with a packet that the session's key opens, and nothing that a stranger sends ends anything at once.
+"""

@@ -1,0 +1,121 @@
+"""What the parts of the tunnel machine share: the peers, the way out, counters and events."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+
+import attrs
+
+from pilot_trio.crypto.agreement import KeyPair
+from pilot_trio.crypto.identity import Identity
+from pilot_trio.proto.tunnel.errors import NoAddress
+from pilot_trio.proto.tunnel.events import Addr, Drop, Event, RelayActivated
+from pilot_trio.proto.tunnel.peer import Peer
+from pilot_trio.proto.tunnel.settings import PEERS_MAX, RELAY_PEERS_MAX, TunnelSettings
+from pilot_trio.wire.beacon import Relay
+
+
+@attrs.define
+class Traffic:
+    """Counters that Info shows (`spec/tunnel.md` §16): frames that passed, not key exchanges received."""
+
+    packets_sent: int = 0
+    packets_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    sealed: int = 0
+    failed_to_open: int = 0
+
+
+class Core:
+    """Shared state of one tunnel machine. Only the machine's own parts touch it."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        keypair: KeyPair,
+        settings: TunnelSettings,
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self.identity = identity
+        self.keypair = keypair
+        self.settings = settings
+        self.random_bytes = random_bytes
+        self.node_id = 0  # until the registry has given one
+        self.beacon: Addr | None = None
+        self.peers: dict[int, Peer] = {}
+        self.relayed_peers = 0
+        self.out: deque[tuple[bytes, Addr]] = deque()
+        self.events: deque[Event] = deque()
+        self.drops: Counter[Drop] = Counter()
+        self.traffic = Traffic()
+
+    def peer(self, node: int, now: float) -> Peer:
+        """Return the peer, made now if it was unknown; the longest idle one makes room."""
+        peer = self.peers.get(node)
+        if peer is None:
+            if len(self.peers) >= PEERS_MAX:
+                idle = min((p for p in self.peers.values() if not p.in_use), key=lambda p: p.frame_at, default=None)
+                if idle is not None:
+                    self.forget(idle.node)
+            peer = self.peers[node] = Peer(node, frame_at=now)
+        return peer
+
+    def forget(self, node: int) -> None:
+        """Drop all state of a peer."""
+        peer = self.peers.pop(node, None)
+        if peer is not None and peer.route.relay:
+            self.relayed_peers -= 1
+
+    def drop(self, reason: Drop) -> None:
+        """Count something dropped."""
+        self.drops[reason] += 1
+
+    def turn_to_relay(self, peer: Peer, why: str, *, pin: bool) -> bool:
+        """Use the relay for a peer, unless too many use it already; return True if it is in use now."""
+        if not peer.route.relay and self.relayed_peers >= RELAY_PEERS_MAX:
+            return False
+        if peer.route.turn_to_relay(why, pin=pin):
+            self.relayed_peers += 1
+            self.events.append(RelayActivated(peer.node, why))
+        return True
+
+    def leave_relay(self, peer: Peer) -> None:
+        """Note that a peer's route has turned back to direct."""
+        self.relayed_peers -= 1
+
+    # --- the way out -------------------------------------------------------------------------------------------------
+
+    def write(self, peer: Peer, frame: bytes, now: float) -> None:
+        """Send a frame on the peer's current path (`spec/tunnel.md` §10.2).
+
+        Raises:
+          NoAddress: there is neither an endpoint nor a relay.
+        """
+        route = peer.route
+        if self.beacon is not None and not route.relay and route.is_blackhole(now):
+            self.turn_to_relay(peer, "direct path silent", pin=True)
+        if route.relay and self.beacon is not None:
+            self.relay(peer.node, frame)
+        elif route.address is not None and not self.settings.relay_only:
+            self.out.append((frame, route.address))
+        elif self.beacon is not None:
+            self.relay(peer.node, frame)
+        else:
+            raise NoAddress(peer.node)
+        route.sent(now)
+        peer.frame_at = now
+        self.traffic.packets_sent += 1
+        self.traffic.bytes_sent += len(frame)
+
+    def relay(self, node: int, frame: bytes) -> None:
+        """Send a frame to a node through the beacon, whatever its route says."""
+        if self.beacon is not None:
+            self.out.append((Relay(self.node_id, node, frame).encode(), self.beacon))  # type: ignore[arg-type]
+
+    def write_direct(self, frame: bytes, to: Addr) -> None:
+        """Send a frame to an endpoint, unless this node hides its own."""
+        if not self.settings.relay_only:
+            self.out.append((frame, to))

@@ -1,0 +1,158 @@
+"""What the tunnel machine tells its shell: work to do, lines to log, events to publish (`spec/tunnel.md` §16)."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import attrs
+
+Addr = tuple[str, int]
+"""Host literal and UDP port."""
+
+
+class Drop(Enum):
+    """Why a datagram or packet was dropped. Each has a counter."""
+
+    EMPTY = "empty"
+    SHORT = "short"
+    UNKNOWN_MAGIC = "unknown magic"
+    PLAINTEXT = "plaintext"
+    ENCRYPTION_OFF = "encryption off"
+    OWN_NODE = "own node id"
+    NOT_FROM_BEACON = "not from beacon"
+    BAD_BEACON_MESSAGE = "bad beacon message"
+    KEY_FRAME_RATE = "key frame rate"
+    UNTRUSTED = "untrusted"
+    UNKNOWN_NODE = "unknown node"
+    KEY_MISMATCH = "key mismatch"
+    BAD_SIGNATURE = "bad signature"
+    BAD_KEY = "bad key"
+    NO_SESSION = "no session"
+    UNDECRYPTABLE = "undecryptable"
+    REPLAY = "replay"
+    OUTSIDE_WINDOW = "outside window"
+    MALFORMED_PACKET = "malformed packet"
+    SPOOFED_SOURCE = "spoofed source"
+    QUEUE_FULL = "queue full"
+    QUEUE_EXPIRED = "queue expired"
+    PUNCH = "punch"
+    STRANGER_RATE = "stranger rate"
+
+
+class Event:
+    """Base of all events."""
+
+
+@attrs.frozen
+class KeyNeeded(Event):
+    """Look the node's Ed25519 key up and call `on_key`; one at a time per node. `fresh`: no cache may answer."""
+
+    node: int
+    fresh: bool
+
+
+@attrs.frozen
+class RouteNeeded(Event):
+    """Resolve the node and call `on_route`."""
+
+    node: int
+
+
+@attrs.frozen
+class Established(Event):
+    """A session was installed: the first, or with another key (`rekeyed`). Logged once, published, hooks run."""
+
+    node: int
+    endpoint: Addr | None
+    relay: bool
+    rekeyed: bool
+
+
+@attrs.frozen
+class SameSession(Event):
+    """The peer repeated its key frame later than the debounce: published and hooked, logged at debug only."""
+
+    node: int
+    endpoint: Addr | None
+    relay: bool
+    age: float
+
+
+@attrs.frozen
+class SessionDropped(Event):
+    """Too many faults in a row ended a session; `drop` says which."""
+
+    node: int
+    drop: Drop
+
+
+@attrs.frozen
+class Refused(Event):
+    """A key frame or packet was refused for a reason that operators want to see."""
+
+    node: int
+    drop: Drop
+    counter: int = 0
+    claimed: int = 0
+
+
+@attrs.frozen
+class RelayActivated(Event):
+    """The peer is reached by relay from now on; `why` is for the log."""
+
+    node: int
+    why: str
+
+
+@attrs.frozen
+class RelayCleared(Event):
+    """Direct packets arrive again."""
+
+    node: int
+
+
+@attrs.frozen
+class GaveUp(Event):
+    """No answer to any key exchange of a cycle."""
+
+    node: int
+
+
+@attrs.frozen
+class PathSuspect(Event):
+    """The peer's path is reset; `probes` is 0 where giving up caused it."""
+
+    node: int
+    reason: str
+    silent_for: float
+    probes: int
+
+
+@attrs.frozen
+class PathRecovered(Event):
+    """The peer answers again after probes."""
+
+    node: int
+
+
+@attrs.frozen
+class Salvaged(Event):
+    """Packets of the old session were sent again under the new one."""
+
+    node: int
+    replayed: int
+
+
+@attrs.frozen
+class Forgotten(Event):
+    """The peer was idle for long enough to be forgotten."""
+
+    node: int
+
+
+@attrs.frozen
+class BeaconSaid(Event):
+    """A message of the beacon that is not the tunnel's business."""
+
+    data: bytes
+    source: Addr

@@ -1,0 +1,444 @@
+"""`TunnelMachine`: every peer behind one UDP socket, without the socket (`spec/tunnel.md`).
+
+The shell hands over what arrived (`receive_datagrams`), what is to be sent (`send`), answers to questions (`on_key`,
+`on_route`) and the passing of time (`handle_timeout`). After each of these it sends `datagrams_to_send`, in that order,
+acts on `next_event` until there is none, and sets its timer to `next_deadline`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any
+
+import attrs
+
+from pilot_trio.crypto.agreement import KeyPair
+from pilot_trio.crypto.identity import Identity
+from pilot_trio.crypto.replay import Verdict
+from pilot_trio.errors import AuthenticationError, DecodeError
+from pilot_trio.proto.tunnel.core import Core, Traffic
+from pilot_trio.proto.tunnel.errors import ExchangeFailed, NoTunnel, QueueFull, TooManyPending
+from pilot_trio.proto.tunnel.events import (
+    Addr,
+    BeaconSaid,
+    Drop,
+    Event,
+    PathRecovered,
+    Refused,
+    RelayCleared,
+    RouteNeeded,
+    SessionDropped,
+)
+from pilot_trio.proto.tunnel.exchange import KeyExchanges
+from pilot_trio.proto.tunnel.peer import Peer
+from pilot_trio.proto.tunnel.settings import (
+    PUNCHES,
+    QUEUE_PACKETS,
+    QUEUE_PEERS,
+    TEARDOWN_GAP,
+    TunnelSettings,
+)
+from pilot_trio.proto.tunnel.upkeep import Upkeep
+from pilot_trio.proto.tunnel.upkeep_packets import is_swallowed
+from pilot_trio.wire import beacon, tunnel
+from pilot_trio.wire import packet as packets
+from pilot_trio.wire.packet import HEADER_SIZE, STREAM, Packet
+
+Received = tuple[int, Packet]
+"""The node that sealed a packet, and the packet."""
+
+_SEALED_MIN = tunnel.PILS_HEADER + tunnel.TAG_SIZE
+
+
+@attrs.frozen
+class RouteAnswer:
+    """How the registry says that a node is reached."""
+
+    address: Addr
+    relay_only: bool = False
+    same_lan: bool = False  # an address inside our own network: no punch needed
+
+
+class TunnelMachine:
+    """All tunnels of one node. See the module for how to drive it."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        keypair: KeyPair,
+        random_bytes: Callable[[int], bytes],
+        settings: TunnelSettings | None = None,
+    ) -> None:
+        self._core = Core(
+            identity=identity, keypair=keypair, settings=settings or TunnelSettings(), random_bytes=random_bytes
+        )
+        self._exchanges = KeyExchanges(self._core)
+        self._upkeep = Upkeep(self._core, self._exchanges)
+
+    # --- what the shell tells ----------------------------------------------------------------------------------------
+
+    def on_registered(self, node: int, identity: Identity) -> None:
+        """Use this node id and identity from now on."""
+        self._core.node_id, self._core.identity = node, identity
+
+    def set_beacon(self, beacon_address: Addr | None) -> None:
+        """Relay and punch through this beacon."""
+        self._core.beacon = beacon_address
+
+    def set_in_use(self, node: int, in_use: bool, now: float) -> None:
+        """Note whether connections to the node are open: one in use is kept warm."""
+        peer = self._core.peers.get(node)
+        if peer is not None:
+            peer.in_use, peer.used_at = in_use, now
+
+    def ensure(self, node: int, now: float) -> None:
+        """Make contact with a node: resolve it unless its endpoint is known, exchange keys unless there is a session."""
+        peer = self._core.peers.get(node)
+        if peer is None or (peer.route.address is None and not peer.route.relay):
+            self._core.events.append(RouteNeeded(node))
+        elif peer.session is None and peer.exchange is None and now >= peer.cooldown_until:
+            self._exchanges.start(peer, now, copy=True)
+        self._upkeep.arm(now)
+
+    def on_route(self, node: int, answer: RouteAnswer | None, now: float) -> None:
+        """Take the answer to `RouteNeeded`; None if the node could not be resolved."""
+        core = self._core
+        known = core.peers.get(node)
+        if answer is None:
+            return
+        if known is not None and known.route.relay and known.session is not None and not answer.relay_only:
+            self._upkeep.start_upgrade(known, answer.address, now)
+            return
+        peer = known or core.peer(node, now)
+        peer.used_at = now
+        if answer.relay_only or core.settings.relay_only:
+            core.turn_to_relay(peer, "relay only", pin=True)
+        elif not answer.same_lan:
+            self._upkeep.punch(node)
+        if peer.route.address is None and not answer.relay_only:
+            peer.route.address = answer.address
+        if peer.session is None and peer.exchange is None and now >= peer.cooldown_until:
+            self._exchanges.start(peer, now, copy=True)
+        self._upkeep.arm(now)
+
+    def on_key(self, node: int, key: bytes | None, now: float) -> list[Received]:
+        """Take the answer to `KeyNeeded`, None if it could not be had; return packets that waited for it."""
+        received: list[Received] = []
+        self._exchanges.on_key(node, key, now)
+        self._retry_early(node, now, received)
+        self._upkeep.arm(now)
+        return received
+
+    def use_relay(self, node: int) -> None:
+        """Turn a peer to the relay for a dial that got no answer directly; direct packets turn it back."""
+        peer = self._core.peers.get(node)
+        if peer is not None and self._core.beacon is not None:
+            self._core.turn_to_relay(peer, "dial got no direct answer", pin=False)
+
+    def reset_path(self, node: int, now: float) -> dict[str, Any]:
+        """Forget tunnel and route of a node and start over; say what there was (`prefer-direct`)."""
+        peer = self._core.peers.get(node)
+        report = {
+            "had_tunnel": peer is not None and peer.session is not None,
+            "was_relay_active": peer is not None and peer.route.relay,
+            "was_relay_pinned": peer is not None and peer.route.pinned,
+        }
+        if peer is not None:
+            if peer.route.relay:
+                peer.route.relay = False
+                self._core.leave_relay(peer)
+            self._upkeep.reset_path(peer, now)
+        else:
+            self._core.events.append(RouteNeeded(node))
+        return report
+
+    def forget(self, node: int) -> None:
+        """Drop all state of a node: trust in it was withdrawn."""
+        self._core.forget(node)
+        self._upkeep.forget(node)
+
+    def unreachable(self, to: Addr) -> None:
+        """Note that the network said "no way there" for an endpoint."""
+        for peer in self._core.peers.values():
+            if peer.route.address == to and peer.route.unreachable() and self._core.beacon is not None:
+                self._core.turn_to_relay(peer, "direct path unreachable", pin=True)
+
+    # --- packets out -------------------------------------------------------------------------------------------------
+
+    def send(self, node: int, packet: Packet, now: float) -> None:
+        """Seal and send a packet, or keep it until there is a key (§8).
+
+        Raises:
+          TunnelError: it was not taken; the text is for clients.
+        """
+        core = self._core
+        peer = core.peers.get(node)
+        if peer is None:
+            raise NoTunnel(node)
+        peer.used_at = now
+        if not core.settings.encrypt:
+            core.write(peer, tunnel.PILT + packet.encode(), now)
+        elif peer.session is None:
+            self._enqueue(peer, packet, now)
+        else:
+            raw = packet.encode()
+            if packet.protocol != STREAM:
+                peer.session.remember(raw, now)
+            core.write(peer, peer.session.seal(raw), now)
+            core.traffic.sealed += 1
+
+    def _enqueue(self, peer: Peer, packet: Packet, now: float) -> None:
+        if now < peer.cooldown_until:
+            raise ExchangeFailed(peer.node)
+        if not peer.queue and sum(1 for other in self._core.peers.values() if other.queue) >= QUEUE_PEERS:
+            raise TooManyPending
+        if len(peer.queue) >= QUEUE_PACKETS:
+            self._core.drop(Drop.QUEUE_FULL)
+            raise QueueFull(peer.node)
+        peer.queue.append((now, packet))
+        if peer.exchange is None:
+            self._exchanges.start(peer, now, copy=True)
+        self._upkeep.arm(now)
+
+    def datagrams_to_send(self) -> list[tuple[bytes, Addr]]:
+        """Return what is to be sent now, in the order in which nonces were taken; everything is handed out once."""
+        out = list(self._core.out)
+        self._core.out.clear()
+        return out
+
+    # --- datagrams in ------------------------------------------------------------------------------------------------
+
+    def receive_datagrams(self, batch: Sequence[tuple[bytes, Addr]], now: float) -> list[Received]:
+        """Work in datagrams; return the packets that were authenticated, in order. Never raises, whatever the bytes."""
+        received: list[Received] = []
+        for data, source in batch:
+            if not data:
+                self._core.drop(Drop.EMPTY)
+            elif data[0] < tunnel.BEACON_BELOW:
+                self._on_beacon(data, source, now, received)
+            else:
+                self._on_frame(data, source, now, received, relayed=False)
+        self._upkeep.arm(now)
+        return received
+
+    def _on_beacon(self, data: bytes, source: Addr, now: float, received: list[Received]) -> None:
+        core = self._core
+        kind = data[0]
+        if kind not in (beacon.BeaconType.RELAY_DELIVERY, beacon.BeaconType.PUNCH_COMMAND):
+            core.events.append(BeaconSaid(data, source))
+            return
+        if source != core.beacon:
+            core.drop(Drop.NOT_FROM_BEACON)
+            core.events.append(Refused(0, Drop.NOT_FROM_BEACON))
+            return
+        try:
+            message = beacon.decode(data)
+        except DecodeError:
+            core.drop(Drop.BAD_BEACON_MESSAGE)
+            return
+        if isinstance(message, beacon.PunchCommand):
+            for _ in range(PUNCHES):
+                core.write_direct(tunnel.PILP, (message.host, message.port))
+        elif isinstance(message, beacon.RelayDelivery) and message.frame:
+            self._note_relayed(message.sender, now)
+            self._on_frame(message.frame, source, now, received, relayed=True)
+
+    def _note_relayed(self, node: int, now: float) -> None:
+        """A peer with a session but without a direct address is reached the way it reaches us (§9.2)."""
+        peer = self._core.peers.get(node)
+        if peer is not None and peer.session is not None and peer.route.address is None:
+            self._core.turn_to_relay(peer, "peer sends by relay", pin=False)
+
+    def _on_frame(self, data: bytes, source: Addr, now: float, received: list[Received], *, relayed: bool) -> None:
+        core = self._core
+        magic = data[:4]
+        if magic == tunnel.PILS and core.settings.encrypt:
+            self._on_sealed(data, source, now, received, relayed=relayed)
+        elif magic == tunnel.PILA and core.settings.encrypt:
+            self._exchanges.receive_key_frame(data, source, now, relayed=relayed)
+            if len(data) >= 8:
+                self._retry_early(int.from_bytes(data[4:8], "big"), now, received)
+        elif magic == tunnel.PILK and core.settings.encrypt:
+            self._exchanges.receive_request(data, source, now, relayed=relayed)
+        elif magic == tunnel.PILT:
+            self._on_plain(data, source, now, received)
+        elif magic == tunnel.PILP:
+            core.drop(Drop.PUNCH)
+        else:
+            core.drop(Drop.SHORT if len(data) < 4 else Drop.UNKNOWN_MAGIC)
+
+    def _on_plain(self, data: bytes, source: Addr, now: float, received: list[Received]) -> None:
+        core = self._core
+        if core.settings.encrypt:
+            core.drop(Drop.PLAINTEXT)
+            return
+        try:
+            packet = packets.decode(data[4:])
+        except DecodeError:
+            core.drop(Drop.SHORT if len(data) < 4 + HEADER_SIZE else Drop.MALFORMED_PACKET)
+            return
+        node = packet.source.node
+        peer = core.peer(node, now)
+        peer.route.address = peer.route.address or source
+        self._count_received(peer, len(data), now)
+        if not is_swallowed(packet):
+            peer.used_at = now
+            received.append((node, packet))
+
+    def _on_sealed(self, data: bytes, source: Addr, now: float, received: list[Received], *, relayed: bool) -> None:
+        core = self._core
+        if len(data) < _SEALED_MIN:
+            core.drop(Drop.SHORT)
+            return
+        node = int.from_bytes(data[tunnel.AAD], "big")
+        peer = core.peers.get(node)
+        if peer is None or peer.session is None:
+            self._without_session(peer, node, data, source, now, relayed=relayed)
+            return
+        session = peer.session
+        try:
+            raw, verdict, newest = session.open(data)
+        except AuthenticationError:
+            self._failed_to_open(peer, data, source, now, relayed=relayed)
+            return
+        if verdict is not Verdict.FRESH:
+            self._replayed(peer, verdict, now)
+            return
+        try:
+            packet = packets.decode(raw)
+        except DecodeError:
+            core.drop(Drop.MALFORMED_PACKET)
+            return
+        if packet.source.node != node and not (packet.source.node == 0 and is_swallowed(packet)):
+            core.drop(Drop.SPOOFED_SOURCE)
+            core.events.append(Refused(node, Drop.SPOOFED_SOURCE, claimed=packet.source.node))
+            return
+        self._count_received(peer, len(raw) if relayed else len(data), now)
+        self._note_life(peer, source, now, newest=newest, relayed=relayed)
+        if not is_swallowed(packet):
+            peer.used_at = now
+            received.append((node, packet))
+
+    def _count_received(self, peer: Peer, size: int, now: float) -> None:
+        peer.frame_at = now
+        self._core.traffic.packets_received += 1
+        self._core.traffic.bytes_received += size
+
+    def _note_life(self, peer: Peer, source: Addr, now: float, *, newest: bool, relayed: bool) -> None:
+        """Bookkeeping after a packet that the session opened (§9.4)."""
+        peer.opened_at = now
+        peer.exchange = None
+        peer.cooldown_until = -inf
+        peer.route.misses = peer.route.send_errors = 0
+        if peer.probes:
+            peer.probes = 0
+            self._core.events.append(PathRecovered(peer.node))
+        if not relayed and peer.route.arrived_directly(source, now, newest=newest):
+            self._core.leave_relay(peer)
+            self._core.events.append(RelayCleared(peer.node))
+
+    def _without_session(
+        self, peer: Peer | None, node: int, data: bytes, source: Addr, now: float, *, relayed: bool
+    ) -> None:
+        core = self._core
+        core.drop(Drop.NO_SESSION)
+        if peer is None:
+            asked = self._exchanges.answer_stranger(node, source, now, relayed=relayed)
+        else:
+            peer.early.append((now, data, source, relayed))
+            if relayed and peer.route.address is None:
+                core.turn_to_relay(peer, "sealed packet came by relay", pin=True)
+            elif not relayed and peer.route.address is None:
+                peer.route.address = source
+            asked = self._exchanges.request(peer, now)
+        core.events.append(Refused(node, Drop.NO_SESSION, counter=int(asked)))
+
+    def _failed_to_open(self, peer: Peer, data: bytes, source: Addr, now: float, *, relayed: bool) -> None:
+        """Junk, or a peer with a new key whose key frame is still on its way. The session stays: junk proves nothing."""
+        core = self._core
+        core.drop(Drop.UNDECRYPTABLE)
+        core.traffic.failed_to_open += 1
+        peer.early.append((now, data, source, relayed))
+        assert peer.session is not None
+        if peer.session.failed_to_open(now) and now - peer.teardown_at >= TEARDOWN_GAP:
+            peer.teardown_at = now
+            core.events.append(SessionDropped(peer.node, Drop.UNDECRYPTABLE))
+            peer.session.decrypt_failures = 0
+            self._exchanges.request_again(peer, now)
+
+    def _replayed(self, peer: Peer, verdict: Verdict, now: float) -> None:
+        core = self._core
+        drop = Drop.REPLAY if verdict is Verdict.REPLAY else Drop.OUTSIDE_WINDOW
+        core.drop(drop)
+        core.events.append(Refused(peer.node, drop))
+        assert peer.session is not None
+        if peer.session.replayed(verdict, now) and now - peer.teardown_at >= TEARDOWN_GAP:
+            peer.teardown_at = now
+            peer.session = None
+            core.events.append(SessionDropped(peer.node, drop))
+            self._exchanges.request(peer, now)
+
+    def _retry_early(self, node: int, now: float, received: list[Received]) -> None:
+        """Open what arrived before its key did."""
+        peer = self._core.peers.get(node)
+        if peer is None or peer.session is None or not peer.early or peer.installed_at != now:
+            return
+        early = list(peer.early)
+        peer.early.clear()
+        for _, data, source, relayed in early:
+            self._on_sealed(data, source, now, received, relayed=relayed)
+        peer.early.clear()
+
+    # --- time and outputs --------------------------------------------------------------------------------------------
+
+    def handle_timeout(self, now: float) -> None:
+        """Do what is due. Calling it early is harmless."""
+        self._upkeep.run(now)
+
+    def next_deadline(self) -> float:
+        """Return when `handle_timeout` is next needed; `math.inf` if never."""
+        return self._upkeep.next_deadline()
+
+    def next_event(self) -> Event | None:
+        """Return the next event, or None."""
+        return self._core.events.popleft() if self._core.events else None
+
+    @property
+    def traffic(self) -> Traffic:
+        """Counters of what passed."""
+        return self._core.traffic
+
+    @property
+    def drops(self) -> dict[Drop, int]:
+        """How much was dropped, by reason."""
+        return dict(self._core.drops)
+
+    def has_session(self, node: int) -> bool:
+        """Say whether packets to a node leave at once."""
+        peer = self._core.peers.get(node)
+        return peer is not None and (peer.session is not None or not self._core.settings.encrypt)
+
+    def is_relayed(self, node: int) -> bool:
+        """Say whether a node is reached by relay."""
+        peer = self._core.peers.get(node)
+        return peer is not None and peer.route.relay
+
+    def knows(self, node: int) -> bool:
+        """Say whether there is any state of a node."""
+        return node in self._core.peers
+
+    def peer_rows(self) -> list[dict[str, Any]]:
+        """Return the peers as clients see them (`spec/ipc.md` §5.9), and why each takes its path."""
+        return [
+            {
+                "node_id": peer.node,
+                "endpoint": "" if peer.route.address is None else f"{peer.route.address[0]}:{peer.route.address[1]}",
+                "encrypted": peer.session is not None,
+                "authenticated": peer.authenticated,
+                "relay": peer.route.relay,
+                "relay_reason": peer.route.why,
+            }
+            for peer in self._core.peers.values()
+        ]

@@ -1,0 +1,79 @@
+"""How one peer is reached: directly or by relay, and why (`spec/tunnel.md` §10)."""
+
+from __future__ import annotations
+
+from math import inf
+
+import attrs
+
+from pilot_trio.proto.tunnel.events import Addr
+from pilot_trio.proto.tunnel.settings import (
+    BLACKHOLE_MISSES,
+    BLACKHOLE_SILENCE,
+    DIRECT_CLEARS,
+    SEND_ERRORS_MAX,
+)
+
+
+@attrs.define(eq=False)
+class Route:
+    """Routing state of one peer."""
+
+    address: Addr | None = None  # its own endpoint, as resolved or as last proven
+    relay: bool = False
+    pinned: bool = False  # direct packets do not turn it back
+    why: str = ""  # what turned it to the relay
+    first_sent_at: float = inf  # since the last direct arrival
+    last_sent_at: float = -inf
+    last_direct_at: float = -inf
+    misses: int = 0
+    direct_arrivals: int = 0
+    send_errors: int = 0
+    key_came_by_relay: bool = False
+
+    def turn_to_relay(self, why: str, *, pin: bool) -> bool:
+        """Use the relay from now on; return True if that is new."""
+        new = not self.relay
+        self.relay = True
+        self.pinned = self.pinned or pin
+        if new:
+            self.why = why
+        self.misses = self.send_errors = self.direct_arrivals = 0
+        return new
+
+    def is_blackhole(self, now: float) -> bool:
+        """Note a frame about to leave directly; return True if the direct path has swallowed enough of them."""
+        reference = self.last_direct_at if self.last_direct_at > -inf else self.first_sent_at
+        if now - reference > BLACKHOLE_SILENCE:
+            self.misses += 1
+        return self.misses >= BLACKHOLE_MISSES
+
+    def sent(self, now: float) -> None:
+        """Note a frame that left."""
+        self.last_sent_at = now
+        if self.first_sent_at == inf:
+            self.first_sent_at = now
+
+    def unreachable(self) -> bool:
+        """Note an error that says "no way there"; return True if there were enough of them."""
+        self.send_errors += 1
+        return self.send_errors >= SEND_ERRORS_MAX
+
+    def arrived_directly(self, source: Addr, now: float, *, newest: bool) -> bool:
+        """Note an authenticated packet from the peer's own endpoint; return True if it ends the use of the relay.
+
+        The endpoint follows the newest packet only: a late one must not move it back.
+        """
+        if newest:
+            self.address = source
+        self.last_direct_at = now
+        self.first_sent_at = inf
+        if not self.relay or self.pinned:
+            return False
+        self.direct_arrivals += 1
+        if self.direct_arrivals < DIRECT_CLEARS:
+            return False
+        self.relay = False
+        self.why = ""
+        self.direct_arrivals = 0
+        return True

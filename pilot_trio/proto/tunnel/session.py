@@ -1,0 +1,93 @@
+"""One agreed key with one peer (`spec/tunnel.md` §4 to §6, §7.8)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+from pilot_trio.crypto.aead import PREFIX_SIZE, Opener, Sealer, counter_of, prefix_of
+from pilot_trio.crypto.replay import ReplayWindow, Verdict
+from pilot_trio.proto.tunnel.settings import (
+    EPOCHS_MAX,
+    GATE_AGE_DECRYPT,
+    GATE_AGE_REPLAY,
+    GATE_COUNT,
+    GATE_FAST_AGE,
+    SALVAGE_AGE,
+    SALVAGE_PACKETS,
+)
+
+
+class Session:
+    """Keys, counters and faults of one session. Times are seconds of the machine's clock."""
+
+    __slots__ = (
+        "_epochs", "_opener", "_salvage", "_sealer", "created_at", "decrypt_failures", "outside", "peer_x25519", "replays",
+    )  # fmt: skip
+
+    def __init__(
+        self, key: bytes, own_node: int, peer_x25519: bytes, random_bytes: Callable[[int], bytes], now: float
+    ) -> None:
+        self.peer_x25519 = peer_x25519
+        self.created_at = now
+        self.decrypt_failures = self.replays = self.outside = 0  # in a row
+        self._opener = Opener(key)
+        self._sealer = Sealer(key, own_node, random_bytes(PREFIX_SIZE))
+        self._epochs: OrderedDict[bytes, ReplayWindow] = OrderedDict()  # {nonce prefix: window}, latest used last
+        self._salvage: deque[tuple[float, bytes]] = deque(maxlen=SALVAGE_PACKETS)
+
+    def seal(self, packet: bytes) -> bytes:
+        """Return a datagram; take it to the network in the order of these calls."""
+        return self._sealer.seal(packet)
+
+    def open(self, datagram: bytes) -> tuple[bytes, Verdict, bool]:
+        """Return packet, replay verdict, and whether it is the newest frame of its epoch so far.
+
+        Raises:
+          AuthenticationError: this key did not seal it. Nothing has changed.
+        """
+        packet = self._opener.open(datagram)
+        prefix = prefix_of(datagram)
+        window = self._epochs.get(prefix)
+        if window is None:
+            # Authenticated, so the peer did restart its counter; it cannot make us keep more than a few windows.
+            if len(self._epochs) >= EPOCHS_MAX:
+                self._epochs.popitem(last=False)
+            window = self._epochs[prefix] = ReplayWindow()
+        elif next(reversed(self._epochs)) != prefix:
+            self._epochs.move_to_end(prefix)
+        before = window.highest
+        verdict = window.accept(counter_of(datagram))
+        if verdict is Verdict.FRESH:
+            self.decrypt_failures = self.replays = self.outside = 0
+        return packet, verdict, window.highest > before
+
+    # --- gates (§6): may this session be ended? ------------------------------------------------------------------------
+
+    def failed_to_open(self, now: float) -> bool:
+        """Note a failed opening; return True if the session has had enough of them."""
+        self.decrypt_failures += 1
+        return self.decrypt_failures >= GATE_COUNT and now - self.created_at >= GATE_AGE_DECRYPT
+
+    def replayed(self, verdict: Verdict, now: float) -> bool:
+        """Note an authenticated frame that was refused; return True if the session has had enough of them."""
+        if verdict is Verdict.REPLAY:
+            self.replays += 1
+            count = self.replays
+        else:
+            self.outside += 1
+            count = self.outside
+        age = now - self.created_at
+        return age >= GATE_FAST_AGE or (count >= GATE_COUNT and age >= GATE_AGE_REPLAY)
+
+    # --- salvage (§7.8) ----------------------------------------------------------------------------------------------
+
+    def remember(self, packet: bytes, now: float) -> None:
+        """Keep a packet that may have to be sent again under the next key. Never one of a stream: those repeat themselves."""
+        self._salvage.append((now, packet))
+
+    def salvage(self, now: float) -> list[bytes]:
+        """Take out what is young enough to be sent again."""
+        packets = [packet for at, packet in self._salvage if now - at <= SALVAGE_AGE]
+        self._salvage.clear()
+        return packets
