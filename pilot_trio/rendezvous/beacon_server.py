@@ -24,6 +24,7 @@ from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.net.network import DatagramSocket
 from pilot_trio.proto.limits import KeyedBuckets
 from pilot_trio.rendezvous.endpoint_table import EndpointTable, Noted, NotifySchedule
+from pilot_trio.rendezvous.sources import source_of
 from pilot_trio.wire.beacon import (
     BeaconMessage,
     Discover,
@@ -147,7 +148,7 @@ class BeaconServer:
 
     def _on_discover(self, message: Discover, source: Endpoint) -> None:
         now = trio.current_time()
-        if not self.is_unlimited(source.host) and not self._rates.take(source.host, now):
+        if not self.is_unlimited(source.host) and not self._rates.take(source_of(source.host), now):
             self._drops[Drop.RATE_LIMITED] += 1
             return
         self._discovers += 1

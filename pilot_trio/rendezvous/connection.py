@@ -17,6 +17,7 @@ from pilot_trio.proto.directory import PeerInfo
 from pilot_trio.proto.limits import KeyedBuckets
 from pilot_trio.rendezvous.dialects import Answer, BinaryDialect, Dialect, JSONDialect
 from pilot_trio.rendezvous.registrar import Registrar
+from pilot_trio.rendezvous.sources import source_of
 from pilot_trio.wire.framing import FrameDecoder
 from pilot_trio.wire.registry_binary import MAGIC, PREAMBLE, VERSION, encode_error
 
@@ -50,6 +51,7 @@ class Ending(Enum):
     REFUSED = "refused"  # answered with a final error
     TLS = "TLS handshake failed"
     FAILED = "internal error"
+    STOPPED = "server stopped"
 
 
 class _Ended(Exception):
@@ -166,7 +168,7 @@ class Connection:
         raise _Ended(ending)
 
     def _within_rate(self) -> bool:
-        return self.rates is None or self.rates.take(self.peer.host, trio.current_time())
+        return self.rates is None or self.rates.take(source_of(self.peer.host), trio.current_time())
 
     async def _wait_for_rate(self) -> None:
         """Let a request wait for its turn. The reference cuts the connection at once, and the client comes back with more."""

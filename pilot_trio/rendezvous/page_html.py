@@ -15,13 +15,14 @@ from pilot_trio.rendezvous.overview import Picture
 ROWS_MAX: Final = 500  # rows of a table; a page is for eyes, `/api/nodes` has all
 
 _STYLE: Final = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8889; --good: #2a9d5c; --bad: #c8553d; --accent: #3d7dd8; }
+:root { color-scheme: light dark; --line: #8884; --soft: light-dark(#666, #aaa); --good: light-dark(#1c7c45, #4cc38a);
+  --bad: light-dark(#b3261e, #ff8a7a); }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 header { display: flex; flex-wrap: wrap; gap: .25rem 1rem; align-items: baseline; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.25rem 0 .5rem; }
 .soft, th { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
-dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0 0; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(7.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0 0; }
 dl div { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; }
 dt { font-size: .8rem; color: var(--soft); } dd { margin: 0; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -88,7 +89,7 @@ def _figures(picture: Picture) -> str:
         "Requests": str(sum(statistics.registry.requests.values())),
     }
     if statistics.beacon is not None:
-        figures["Seen by the beacon"] = str(statistics.beacon.endpoints)
+        figures["Seen by beacon"] = str(statistics.beacon.endpoints)
     return "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items()) + "</dl>"
 
 

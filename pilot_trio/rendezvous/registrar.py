@@ -25,7 +25,7 @@ from pilot_trio.wire.registry import Message
 logger: Final = logging.getLogger("pilot_trio.registry")
 
 REAP_INTERVAL: Final = 10.0  # seconds between two looks for nodes not heard of; reference value, registry §9.1
-LAST_SEEN_INTERVAL: Final = 60.0  # seconds between two notes of who was heard of; what a crash may forget of that
+LAST_SEEN_INTERVAL: Final = 600.0  # seconds between two notes of who was heard of; only pages show what a crash forgets
 
 
 class Ledger(Protocol):

@@ -7,7 +7,6 @@ bounded: connections in all and per source host, requests per source host, bytes
 from __future__ import annotations
 
 import errno
-import ipaddress
 import logging
 import resource
 import ssl
@@ -18,14 +17,13 @@ from typing import Final, NoReturn
 import attrs
 import trio
 
-from pilot_trio.errors import LocalProtocolError
 from pilot_trio.net.network import StreamListener, remote_endpoint
 from pilot_trio.proto.directory import PeerInfo
 from pilot_trio.proto.limits import KeyedBuckets, TokenBucket
 from pilot_trio.rendezvous.connection import ByteBudget, Connection, Ending
 from pilot_trio.rendezvous.registrar import Registrar
+from pilot_trio.rendezvous.sources import is_loopback, source_of
 from pilot_trio.rendezvous.tls import HANDSHAKE_TIMEOUT
-from pilot_trio.wire.beacon import normalise_host
 
 logger: Final = logging.getLogger("pilot_trio.registry")
 
@@ -80,7 +78,7 @@ class RegistryServer:
     )
     _accept_rate: TokenBucket = attrs.field(factory=lambda: TokenBucket(ACCEPT_RATE, ACCEPT_RATE), init=False)
     _connections: int = attrs.field(default=0, init=False)
-    _by_source: Counter[str] = attrs.field(factory=Counter, init=False)  # connections of each source host
+    _by_source: Counter[str] = attrs.field(factory=Counter, init=False)  # connections of each source
     _accepted: int = attrs.field(default=0, init=False)
     _refused: int = attrs.field(default=0, init=False)
     _starved: int = attrs.field(default=0, init=False)
@@ -98,7 +96,7 @@ class RegistryServer:
                     continue
                 self._accepted += 1
                 self._connections += 1
-                self._by_source[source.host] += 1
+                self._by_source[source_of(source.host)] += 1
                 peer = PeerInfo(source.host, source.port, self._accepted, loopback=is_loopback(source.host))
                 nursery.start_soon(self._serve_connection, stream, peer, tls)
 
@@ -134,21 +132,23 @@ class RegistryServer:
         if self._connections >= self.max_connections:
             return False
         share = max(1, self.max_connections // SOURCE_SHARE)
-        return self._by_source[host] < share or self.is_unlimited(host)
+        return self._by_source[source_of(host)] < share or self.is_unlimited(host)
 
     async def _serve_connection(self, stream: trio.abc.Stream, peer: PeerInfo, tls: ssl.SSLContext | None) -> None:
         """Serve one connection to its end. Nothing that happens in it reaches the others."""
-        ending = Ending.FAILED
+        ending = Ending.STOPPED
         try:
             ending = await self._converse(stream, peer, tls)
         except Exception:
+            ending = Ending.FAILED
             logger.exception("connection failed source=%s", peer.host)
         finally:
             self._endings[ending] += 1
             self._connections -= 1
-            self._by_source[peer.host] -= 1
-            if not self._by_source[peer.host]:
-                del self._by_source[peer.host]
+            source = source_of(peer.host)
+            self._by_source[source] -= 1
+            if not self._by_source[source]:
+                del self._by_source[source]
             self.registrar.connection_closed(peer)
             await trio.aclose_forcefully(stream)
         logger.debug("connection ended source=%s port=%d reason=%s", peer.host, peer.port, ending.value)
@@ -172,11 +172,3 @@ async def _shake_hands(stream: trio.SSLStream[trio.abc.Stream]) -> bool:
             return False
         return True
     return False
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether an address literal names this machine."""
-    try:
-        return ipaddress.ip_address(normalise_host(host)).is_loopback
-    except LocalProtocolError:
-        return False

@@ -14,7 +14,6 @@ import ipaddress
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,9 +29,9 @@ from pilot_trio.rendezvous.overview import Overview, RendezvousStatistics
 from pilot_trio.rendezvous.registrar import Registrar
 from pilot_trio.rendezvous.registry_server import RegistryServer
 from pilot_trio.rendezvous.settings import RendezvousConfig
+from pilot_trio.rendezvous.sources import Privileged
 from pilot_trio.rendezvous.store import Store, open_store
 from pilot_trio.rendezvous.tls import ServerTLS, load_tls
-from pilot_trio.wire.beacon import normalise_host
 
 logger: Final = logging.getLogger("pilot_trio.registry")
 
@@ -113,7 +112,7 @@ async def _serve(
     task_status: trio.TaskStatus[RendezvousHandle],
 ) -> None:
     started_at = trio.current_time()
-    is_unlimited = partial(_is_within, settings.unlimited)
+    is_unlimited = Privileged(settings.unlimited).contains
     beacon = BeaconServer(directory.is_known, is_unlimited)
     registrar = Registrar(directory, store, beacon.notify, clock)
     registry = RegistryServer(registrar, is_unlimited)
@@ -184,13 +183,6 @@ def _advertised(beacon: DatagramSocket | None) -> str:
     if beacon is None or not beacon.endpoint.host or ipaddress.ip_address(beacon.endpoint.host).is_unspecified:
         return ""
     return str(beacon.endpoint)
-
-
-def _is_within(networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...], host: str) -> bool:
-    if not networks:
-        return False
-    address = ipaddress.ip_address(normalise_host(host))
-    return any(address in network for network in networks)
 
 
 def _log_start(handle: RendezvousHandle) -> None:

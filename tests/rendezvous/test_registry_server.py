@@ -510,6 +510,7 @@ async def test_cancelling_ends_connections_in_every_state(autojump_clock: trio.t
                     assert await client.is_closed()
             assert trio.current_time() == started
             nursery.cancel_scope.cancel()
+        assert setup.endings(Ending.STOPPED) == 4
 
 
 # --- TLS ---

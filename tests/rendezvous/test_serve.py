@@ -159,7 +159,7 @@ async def test_when_nodes_were_heard_of_is_noted_now_and_then(
         await client.ask(heartbeat(1))
         assert handle.statistics().store.transactions == before  # a heartbeat costs no disk …
         await trio.sleep(LAST_SEEN_INTERVAL + 3 * REAP_INTERVAL)
-        assert handle.statistics().store.transactions > before  # … but what it says is written once a minute
+        assert handle.statistics().store.transactions > before  # … but what it says is written now and then
 
 
 async def test_a_taken_endpoint_is_an_error_and_everything_else_is_given_back(network: Network) -> None:
