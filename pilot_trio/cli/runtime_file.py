@@ -6,7 +6,6 @@ itself (`spec/cli.md` §7). With this note a user of a private registry, an embe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -47,5 +46,7 @@ def remove(home: Path, socket: Path) -> None:
 
 
 def _path(home: Path, socket: Path) -> Path:
+    import hashlib  # it loads a library that most commands need not wait for
+
     name = hashlib.sha256(os.fsencode(os.path.abspath(socket))).hexdigest()[:16]  # noqa: PTH100  (no symlink resolution)
     return home / _DIRECTORY / "run" / f"{name}.json"

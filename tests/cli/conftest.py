@@ -1,0 +1,86 @@
+"""Running the command line inside the test process."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pytest
+
+from pilot_trio.cli.app import run as run_app
+from tests.cli.fake_daemon import FakeDaemon, fake_daemon
+
+NOBODY = "127.0.0.1:1"  # a registry that refuses connections
+
+
+class Result(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        """The result of a command that succeeded."""
+        envelope = json.loads(self.out)
+        assert envelope.keys() == {"data", "status"}
+        assert envelope["status"] == "ok"
+        return envelope["data"]
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error object; nothing may be on standard output."""
+        assert self.out == ""
+        envelope: dict[str, Any] = json.loads(self.err)
+        assert envelope["status"] == "error"
+        assert envelope["error"] == envelope["message"]
+        return envelope
+
+
+class Cli(Protocol):
+    """Runs one command line."""
+
+    def __call__(self, *words: str) -> Result: ...
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home directory, and an environment that points nowhere else."""
+    with tempfile.TemporaryDirectory(prefix="pt", dir="/tmp") as name:  # short: a socket's path must fit 107 bytes
+        for variable in (
+            "PILOT_HOME",
+            "PILOT_ADMIN_TOKEN",
+            "XDG_RUNTIME_DIR",
+            "PILOT_DAEMON_BIN",
+            "PILOTCTL_TRACE_TIME",
+        ):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv("HOME", name)
+        monkeypatch.setenv("PILOT_SOCKET", f"{name}/s")
+        monkeypatch.setenv("PILOT_REGISTRY", NOBODY)
+        yield Path(name)
+
+
+@pytest.fixture
+def cli(home: Path, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run `pilot-trio WORDS` and return what it left behind."""
+    del home
+
+    def run(*words: str) -> Result:
+        capfd.readouterr()
+        code = run_app(words)
+        captured = capfd.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def daemon(home: Path) -> Iterator[FakeDaemon]:
+    """A scripted daemon on the socket that the commands use."""
+    with fake_daemon(home / "s") as running:
+        yield running
