@@ -85,11 +85,13 @@ class Net:
     def _answer(self, node: Node, event: Event) -> None:
         if isinstance(event, KeyNeeded):
             peer = self.nodes.get(event.node)
-            node.received += node.machine.on_key(event.node, peer and peer.identity.public_key, self.now)
+            key = None if peer is None else peer.identity.public_key
+            node.received += node.machine.on_key(event.node, key, self.now)
         elif isinstance(event, RouteNeeded):
             peer = self.nodes.get(event.node)
             hidden = event.node in self.relay_only
-            answer = peer and RouteAnswer(BEACON if hidden else peer.addr, relay_only=hidden)
+            address = None if peer is None else BEACON if hidden else peer.addr
+            answer = None if address is None else RouteAnswer(address, relay_only=hidden)
             node.machine.on_route(event.node, answer, self.now)
 
     def carry(self, source: Addr, to: Addr, data: bytes) -> None:

@@ -599,6 +599,4 @@ def test_whatever_happens_packets_flow_again_afterwards(steps: list[str]) -> Non
         net.advance(2)
         if b"after all" in net.payloads(2):
             return
-    raise AssertionError(
-        f"no packet passes any more: {net[1].machine.peer_rows()} {net[2].machine.peer_rows()} {attempt}"
-    )
+    raise AssertionError(f"no packet passes any more: {net[1].machine.peer_rows()} {net[2].machine.peer_rows()}")
