@@ -18,9 +18,9 @@ from typing import Any, Final
 from pilot_trio.errors import ConfigError
 from pilot_trio.proto.directory import Change
 
-APPLICATION_ID: Final = 0x50494C54  # "PILT": marks the file as ours in SQLite's header
+APPLICATION_ID: Final = 0x50494C54  # "PILT"; marks the file as ours in SQLite's header
 SCHEMA_VERSION: Final = 1  # of the file's layout; a newer one is refused
-BUSY_TIMEOUT: Final = 1.0  # seconds to wait for a lock at the start: a predecessor may be on its last write
+BUSY_TIMEOUT: Final = 1.0  # seconds to wait for a lock at the start; a predecessor may be on its last write
 
 # A table with row ids, so that rows come back in the order in which they were first written.
 _SCHEMA = "CREATE TABLE records (kind TEXT NOT NULL, key TEXT NOT NULL, row TEXT NOT NULL, UNIQUE (kind, key))"

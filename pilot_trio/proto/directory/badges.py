@@ -19,7 +19,7 @@ from pilot_trio.proto.directory.request import Request
 from pilot_trio.proto.directory.tables import Tables
 from pilot_trio.wire.registry import Message
 
-CLAIM_MAX: Final = 1024  # characters of a badge, enrolment or recovery line
+CLAIM_MAX: Final = 1024  # characters of a badge, enrolment or recovery line; several times the longest real one
 RECOVERY_AHEAD_MAX: Final = 1800.0  # seconds that a recovery may be valid for; spec registry §8
 NONCES_MAX: Final = 10_000  # spent recovery nonces remembered until they expire; beyond it recoveries are refused
 

@@ -171,12 +171,12 @@ class Directory:
         return nodes
 
     def reap(self, now: float) -> list[NodeId]:
-        """Remove nodes that fell silent and return their ids; call again while `next_deadline() <= now`."""
-        return registration.reap(self._tables, now)
+        """Remove nodes that fell silent and return their ids. To be called every few seconds.
 
-    def next_deadline(self) -> float:
-        """Return when `reap` has something to do (unix seconds), `math.inf` if never. Looks at every node."""
-        return registration.next_reaping(self._tables)
+        Time between two calls that are more than `registration.REAP_GAP_MAX` apart does not count against the nodes: then
+        it was this machine that fell silent.
+        """
+        return registration.reap(self._tables, now)
 
     def note_last_seen(self) -> None:
         """Put the rows of nodes heard of since they were stored among the changes; for now and then, and for the end.

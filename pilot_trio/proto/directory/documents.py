@@ -14,8 +14,8 @@ from typing import Any, Final
 from pilot_trio.proto.directory.records import Row
 from pilot_trio.proto.directory.refusal import Refused
 
-DOCUMENT_MAX: Final = 65_536  # bytes of a rules or policy document as JSON; it travels in every join and sync
-DOCUMENT_DEPTH_MAX: Final = 32  # levels of nesting in such a document
+DOCUMENT_MAX: Final = 65_536  # bytes of a rules or policy document; it travels in every join and sync
+DOCUMENT_DEPTH_MAX: Final = 32  # levels of nesting in such a document; JSON writers give up somewhere beyond
 
 _PRUNE_BY: Final = ("score", "age", "activity")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)", re.ASCII)

@@ -24,7 +24,7 @@ from pilot_trio.proto.directory.times import rfc3339
 from pilot_trio.wire.registry import Message, pair_text
 
 JOIN_RULES: Final = ("open", "token", "invite")
-TOKEN_MAX: Final = 256  # characters of a join token or of a network's own admin token
+TOKEN_MAX: Final = 256  # characters of a join token or a network's own admin token; longer than any generated secret
 ENTERPRISE_REQUIRED: Final = "enterprise feature: requires enterprise network"
 
 

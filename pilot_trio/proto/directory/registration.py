@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 from pilot_trio.address import BACKBONE, BROADCAST_NODE, Address, NodeId
@@ -24,12 +23,13 @@ from pilot_trio.proto.directory.tables import Tables
 from pilot_trio.proto.directory.times import rfc3339
 from pilot_trio.wire.registry import BAD_SIGNATURE, Message, heartbeat_text, node_text, register_text, rotate_text
 
-PROTOCOL_VERSION: Final = 1  # what `register_ok` says; spec registry §4.1
+PROTOCOL_VERSION: Final = 1  # as `register_ok` says; spec registry §4.1
 KEY_EXPIRY_WARNING: Final = 86_400.0  # seconds before a key expires from which heartbeats warn; spec registry §4.2
-ENDPOINT_MAX: Final = 261  # characters of an endpoint: a DNS name (253), brackets, a colon, a port
+ENDPOINT_MAX: Final = 261  # characters of an endpoint; a DNS name of 253, brackets, colon, port
 OWNER_MAX: Final = 320  # characters; the longest e-mail address
-VERSION_MAX: Final = 64  # characters of the version that a node reports
+VERSION_MAX: Final = 64  # characters of the version that a node reports; semantic versions with build data fit
 LAN_ADDRESSES_MAX: Final = 32  # kept per node; further ones are ignored, a host with many interfaces is no error
+REAP_GAP_MAX: Final = 60.0  # seconds between two passes; if it took longer, the machine slept and nodes were not heard
 REAP_BATCH: Final = 10_000  # nodes reaped per pass; spec registry §9.1
 
 
@@ -195,16 +195,17 @@ def _deregister(tables: Tables, request: Request) -> Message:
 
 def reap(tables: Tables, now: float) -> list[NodeId]:
     """Remove nodes not heard of for `stale_after`, at most `REAP_BATCH`; memberships, trust and ids stay (§9.1)."""
+    passed = now - tables.reaped_at
+    tables.reaped_at = now
+    if not 0 <= passed <= REAP_GAP_MAX:
+        # The machine slept or its clock was set. Nobody could be heard in that time, so it counts against nobody.
+        for node in tables.nodes.values():
+            node.stale_from = min(now, node.stale_from + max(passed, 0.0))
     limit = now - tables.settings.stale_after
     stale = [node for node in tables.nodes.values() if node.stale_from <= limit][:REAP_BATCH]
     for node in stale:
         tables.remove_node(node)
     return [node.node_id for node in stale]
-
-
-def next_reaping(tables: Tables) -> float:
-    """Return when the first node becomes stale (unix seconds), `math.inf` if there is none."""
-    return min((node.stale_from for node in tables.nodes.values()), default=math.inf) + tables.settings.stale_after
 
 
 HANDLERS: Final = {

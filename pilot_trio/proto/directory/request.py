@@ -9,8 +9,8 @@ import attrs
 from pilot_trio.address import NodeId
 from pilot_trio.wire.registry import Message
 
-U32_MAX: Final = 0xFFFFFFFF
-U16_MAX: Final = 0xFFFF
+_U32_MAX: Final = 0xFFFFFFFF
+_U16_MAX: Final = 0xFFFF
 
 
 @attrs.define(eq=False)
@@ -38,7 +38,7 @@ class Request:
         """The request's kind."""
         return self.text("type")
 
-    def number(self, name: str, maximum: int = U32_MAX) -> int:
+    def number(self, name: str, maximum: int = _U32_MAX) -> int:
         """Return an unsigned number; another type, a fraction, or a value out of range reads as 0, as in §2.1."""
         value = self.message.get(name)
         if type(value) is float and value.is_integer():
@@ -51,7 +51,7 @@ class Request:
 
     def network(self) -> int:
         """Return `network_id`, 0 if there is none."""
-        return self.number("network_id", U16_MAX)
+        return self.number("network_id", _U16_MAX)
 
     def text(self, name: str) -> str:
         """Return a string that can be encoded: halves of surrogate pairs, legal in JSON, become question marks."""

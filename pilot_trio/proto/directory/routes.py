@@ -16,7 +16,7 @@ from pilot_trio.wire.registry import Message, pair_text, resolve_text
 
 BEACON_LIFETIME: Final = 60.0  # seconds without a refresh; spec registry §4.8
 BEACONS_MAX: Final = 256  # announced at a time; the whole list goes into every answer
-BEACON_ADDRESS_MAX: Final = 261  # characters, as for any endpoint
+BEACON_ADDRESS_MAX: Final = 261  # characters; as for any endpoint
 _DAY: Final = 86_400.0  # seconds
 
 

@@ -54,6 +54,7 @@ def load(tables: Tables, rows: Iterable[tuple[str, str, Any]], now: float) -> No
         except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as exc:
             raise DecodeError(f"stored row {table}/{key}: {exc}") from exc
     tables.take_journal()
+    tables.reaped_at = now
     for node in tables.nodes.values():
         node.stale_from = now
         node.stored_seen = node.last_seen

@@ -59,6 +59,7 @@ class Tables:
 
     settings: DirectorySettings
     created_at: float
+    reaped_at: float = attrs.field(init=False)  # the last look for silent nodes
     next_node: int = 1
     next_network: int = 1
     bindings: dict[int, Binding] = attrs.field(factory=dict)
@@ -79,6 +80,9 @@ class Tables:
     handed: dict[int, set[int]] = attrs.field(factory=dict)  # index: connection -> nodes whose mail it carried away
     notify: dict[NodeId, None] = attrs.field(factory=dict)  # nodes to poke, in order
     _journal: dict[tuple[str, RowKey], None] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.reaped_at = self.created_at
 
     # --- the journal ---
 

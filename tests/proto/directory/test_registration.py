@@ -14,6 +14,7 @@ from pilot_trio.proto.directory.registration import (
     KEY_EXPIRY_WARNING,
     LAN_ADDRESSES_MAX,
     OWNER_MAX,
+    REAP_GAP_MAX,
     VERSION_MAX,
 )
 from tests.proto.directory.world import DAY, IDENTITIES, START, TOKEN, World
@@ -310,13 +311,10 @@ def test_silent_nodes_are_reaped_and_come_back_private_with_their_memberships(wo
     number = world.network("lab", 1)
     world.ok("set_hostname", node_id=1, hostname="one")
     world.ok("set_visibility", node_id=1, public=True)
-    world.now += 1000
+    world.wait(1000)
     world.ok("heartbeat", node_id=2)
-    assert world.directory.next_deadline() == START + 1800
-    assert world.directory.reap(START + 1799.9) == []
-    assert world.directory.reap(START + 1800) == [1]
-    world.store(world.directory.take_changes())
-    assert world.directory.next_deadline() == START + 2800
+    assert world.wait(799.9) == []
+    assert world.wait(0.1) == [1]
     listed = world.ok("list_nodes", network_id=number)["nodes"]
     assert listed == [{"node_id": 1, "address": "1:0001.0000.0001", "offline": True, "role": "owner"}]
     world.restart()
@@ -325,6 +323,33 @@ def test_silent_nodes_are_reaped_and_come_back_private_with_their_memberships(wo
     assert (record["public"], record["networks"]) == (False, [0, number])
 
 
+@pytest.mark.parametrize("jump", [REAP_GAP_MAX, 12 * 3600.0, 10 * 365 * DAY])
+def test_nobody_is_reaped_for_time_in_which_nobody_could_be_heard(world: World, jump: float) -> None:
+    world.nodes(2)
+    world.wait(1000)
+    world.now += jump  # the machine slept, or its clock was set
+    world.ok("heartbeat", node_id=2)
+    assert world.wait(809.8) == []
+    assert world.wait(0.4) == [1]  # the thousand seconds before count
+    assert world.wait(989) == []
+    assert world.wait(20) == [2]
+
+
+def test_a_clock_that_is_set_back_makes_no_node_immortal(world: World) -> None:
+    world.nodes(2)
+    world.wait(1000)
+    world.now -= 10 * 365 * DAY
+    world.ok("heartbeat", node_id=2)
+    assert world.wait(1799) == []
+    assert sorted(world.wait(12)) == [1, 2]
+
+
+@pytest.mark.parametrize(("gap", "reaped"), [(59.9, [1]), (60.0, [1]), (60.1, [])])
+def test_a_pass_that_comes_late_is_no_sleep(world: World, gap: float, reaped: list[int]) -> None:
+    world.nodes(1)
+    world.wait(1790)
+    assert world.directory.reap(world.now + gap) == reaped
+
+
 def test_nothing_to_reap_in_an_empty_directory(world: World) -> None:
-    assert world.directory.next_deadline() == float("inf")
-    assert world.directory.reap(1e12) == []
+    assert world.wait(3600) == []

@@ -64,8 +64,7 @@ def test_a_node_cannot_trust_or_ask_itself(world: World) -> None:
 def test_trust_survives_leaving_and_reaping(world: World) -> None:
     world.ok("report_trust", node_id=1, peer_id=2)
     world.ok("deregister", node_id=1)
-    world.now += 1800
-    assert world.directory.reap(world.now) == [2, 3]
+    assert world.wait(1800) == [2, 3]
     world.register(0)
     world.register(1)
     assert world.ok("check_trust", node_id=1, peer_id=2) == {"trusted": True}
