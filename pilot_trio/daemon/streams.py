@@ -11,9 +11,8 @@ from __future__ import annotations
 import abc
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-import attrs
 import trio
 
 from pilot_trio.address import BACKBONE, Address, ConnId, NodeId, Port, SocketAddress
@@ -31,9 +30,8 @@ FINISHED_LOCAL_ROWS_MAX: Final = 1024  # TIME_WAIT rows of local streams; they a
 DATA_EXCHANGE: Final = Port(1001)  # answered and then closed by the sender: `file.delivered`; `spec/transport.md` §10
 
 
-@attrs.frozen
-class StreamStatistics:
-    """What `StreamTable.statistics` returns."""
+class StreamStatistics(NamedTuple):
+    """What `StreamTable.statistics` returns; every Health builds one, so it is the cheapest kind of value."""
 
     connections: int  # active ones: rows in TIME_WAIT are listed, not counted
     rows: int
