@@ -15,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, NoReturn
 
 import attrs
@@ -78,6 +78,7 @@ class Enrolment:
       networks: started once there is an id.
       beacon: told about every registration.
       bound: where the UDP socket is bound.
+      settle_key: finds out which key counts if a rotation was interrupted; raises `RegistryError`.
       events: where registrations and heartbeats are published.
       trusted: the peers to report again after the registry lost us.
       rng: source of jitter.
@@ -92,6 +93,7 @@ class Enrolment:
         networks: Networks,
         beacon: BeaconClient,
         bound: Endpoint,
+        settle_key: Callable[[], Awaitable[None]],
         events: EventBus,
         trusted: Callable[[], Iterable[NodeId]],
         rng: random.Random | None = None,
@@ -104,6 +106,7 @@ class Enrolment:
         self._networks = networks
         self._beacon = beacon
         self._bound = bound
+        self._settle_key = settle_key
         self._events = events
         self._trusted = trusted
         self._rng = rng or random.Random()
@@ -190,6 +193,12 @@ class Enrolment:
 
     async def _register(self) -> None:
         """Send `register` and adopt the answer; raise `RegistryError`."""
+        try:
+            await self._settle_key()
+        except RegistryUnavailable:
+            raise
+        except RegistryError as exc:
+            _log.warning("cannot tell which key is registered", extra={"kv": {"error": str(exc)}})
         state = self._state
         key = state.identity.public_key_b64
         fields: dict[str, Any] = {"relay_only": True} if self._config.relay_only else {}

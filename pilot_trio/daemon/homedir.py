@@ -11,6 +11,8 @@ import attrs
 
 from pilot_trio.config import Config
 from pilot_trio.crypto.identity import Identity
+from pilot_trio.daemon.key_rotation import load_next_key
+from pilot_trio.daemon.state import NextKey
 from pilot_trio.errors import IdentityError, StartupError
 from pilot_trio.net import files
 
@@ -29,6 +31,8 @@ class Home:
     identity: Identity
     email: str
     directory: Path | None
+    next_key: NextKey | None = None
+    """The key of a rotation that was interrupted."""
 
     @property
     def persistent(self) -> bool:
@@ -58,7 +62,7 @@ async def open_home(config: Config) -> Home:
         raise StartupError(f"save identity: {exc.filename or path}: {exc.strerror}") from exc
     email = _checked_email(config.email or await _stored_email(path.parent) or synthetic_email(identity))
     await _store_email(path.parent, email)
-    return Home(identity, email, path.parent)
+    return Home(identity, email, path.parent, await load_next_key(path))
 
 
 def synthetic_email(identity: Identity) -> str:

@@ -34,6 +34,7 @@ from pilot_trio.daemon.enrolment import Enrolment, EnrolmentStatistics
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.homedir import Home, open_home
 from pilot_trio.daemon.ipc import IPCServer, IPCStatistics
+from pilot_trio.daemon.key_rotation import KeyRotation
 from pilot_trio.daemon.managed import ManagedNetworks
 from pilot_trio.daemon.networks import Networks
 from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
@@ -90,12 +91,18 @@ class Node:
         self.config: Final = config
         self.events: Final = EventBus()
         self.state: Final = NodeState(
-            home.identity, trio.current_time(), persistent=home.persistent, email=home.email, public=config.public
+            home.identity,
+            trio.current_time(),
+            persistent=home.persistent,
+            next_key=home.next_key,
+            email=home.email,
+            public=config.public,
         )
         self.registry: Final = RegistryClient(
             network, registry, tls=tls, connections=config.registry.connections, on_reachable=self._on_reachable
         )
         self.resolver: Final = Resolver(self.registry, self.state)
+        self.rotation: Final = KeyRotation(self.state, self.registry, config.identity)
         self.managed: Final = ManagedNetworks(self.state, self.registry, config.admin_token)
         self.networks: Final = Networks(
             state=self.state,
@@ -137,6 +144,7 @@ class Node:
             networks=self.networks,
             beacon=self.beacon,
             bound=sock.endpoint,
+            settle_key=self.rotation.settle,
             events=self.events,
             trusted=self.trust.trusted_ids,
         )

@@ -31,6 +31,14 @@ class TunnelStatistics:
     peer_rows: list[dict[str, Any]] = attrs.field(factory=list)  # `spec/ipc.md` §5.9, `peer_list`
 
 
+@attrs.frozen
+class NextKey:
+    """A key that the registry may or may not have accepted for a node already (`daemon/key_rotation.py`)."""
+
+    node: NodeId
+    identity: Identity
+
+
 @attrs.define(eq=False)
 class NodeState:
     """One node's view of itself. All times are `trio.current_time()` seconds."""
@@ -38,6 +46,7 @@ class NodeState:
     identity: Identity
     started_at: float
     persistent: bool = False  # the identity is on disk
+    next_key: NextKey | None = None  # while it is open whether it has replaced `identity`
     node_id: NodeId = attrs.field(default=NodeId(0))  # 0 until registered
     endpoint: str = ""  # own UDP endpoint as registered, host:port
     beacon_addr: str = ""

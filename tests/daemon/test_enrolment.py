@@ -42,7 +42,12 @@ class Setup:
         self.bus = EventBus()
         self.events = record_events(self.bus)
         self.trusted: list[NodeId] = []
+        self.settled: list[Exception | None] = [None]
         self.enrolment: Enrolment
+
+    async def settle_key(self) -> None:
+        if (failure := self.settled.pop(0) if len(self.settled) > 1 else self.settled[0]) is not None:
+            raise failure
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -72,6 +77,7 @@ class Setup:
             networks=networks,
             beacon=beacon,
             bound=sock.endpoint,
+            settle_key=self.settle_key,
             events=self.bus,
             trusted=lambda: self.trusted,
             rng=ShortestWaits(),
@@ -185,6 +191,17 @@ async def test_public_address_seen_by_the_registry_replaces_a_private_one(
     async with setup.running():
         await setup.enrolment.announced.wait()
         assert setup.state.endpoint == endpoint
+
+
+async def test_key_is_settled_before_it_is_registered(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    setup = Setup()
+    setup.settled = [unavailable(), refused("node 7: node not found"), None]
+    async with setup.running():
+        await setup.enrolment.announced.wait()
+        assert setup.client.of("register")[0].at == pytest.approx(0.25)
+        assert "cannot tell which key is registered" in caplog.text
 
 
 # A registry that is not there

@@ -9,8 +9,7 @@ from typing import Any, Final
 from pilot_trio.address import NodeId
 from pilot_trio.daemon.commands.parts import NodeParts, later, passed_through, prefixed, reply
 from pilot_trio.daemon.dispatch import Client, CommandTable, Later, Route
-from pilot_trio.daemon.key_rotation import KeyRotation
-from pilot_trio.errors import CommandError, DecodeError, NoRoute
+from pilot_trio.errors import CommandError, DecodeError, NoRoute, RegistryError
 from pilot_trio.net import files
 from pilot_trio.wire.ipc import Code, decode_prefer_direct
 from pilot_trio.wire.json_text import parse_strings
@@ -41,7 +40,6 @@ class Naming:
 
     def __init__(self, node: NodeParts) -> None:
         self._node = node
-        self._rotation = KeyRotation(node.state, node.registry, node.config.identity)
 
     def resolve_hostname(self, _client: Client, payload: bytes) -> Later:
         """Ask the registry, or the cache, which node has a name."""
@@ -109,9 +107,11 @@ class Naming:
         """Replace the node's key pair; the node id stays."""
 
         async def run() -> bytes:
-            # The registry's text comes twice prefixed in this one command, `spec/ipc.md` §5.4.
-            with prefixed("registry: "):
-                answer = await self._rotation.rotate()
+            try:
+                answer = await self._node.rotation.rotate()
+            except RegistryError as exc:
+                # The registry's text comes twice prefixed in this one command, `spec/ipc.md` §5.4.
+                raise CommandError(f"registry: {exc}") from exc
             _log.info("key rotated", extra={"kv": {"public_key": self._node.state.identity.public_key_b64}})
             return passed_through(Code.ROTATE_KEY_OK, answer)
 

@@ -16,6 +16,7 @@ from pilot_trio.daemon.datagrams import Datagrams
 from pilot_trio.daemon.dispatch import Later
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.interfaces import Lookup, Registry
+from pilot_trio.daemon.key_rotation import KeyRotation
 from pilot_trio.daemon.managed import ManagedNetworks
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import StreamTable
@@ -94,6 +95,9 @@ class NodeParts(Protocol):
 
     @property
     def resolver(self) -> Resolver: ...
+
+    @property
+    def rotation(self) -> KeyRotation: ...
 
     @property
     def networks(self) -> Networks: ...

@@ -19,6 +19,7 @@ from pilot_trio.daemon.commands import build_table
 from pilot_trio.daemon.datagrams import Datagrams
 from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.daemon.ipc import IPCServer
+from pilot_trio.daemon.key_rotation import KeyRotation
 from pilot_trio.daemon.managed import ManagedNetworks
 from pilot_trio.daemon.networks import Networks
 from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
@@ -71,6 +72,7 @@ class AssembledNode:
     state: NodeState
     registry: ScriptedRegistry
     resolver: Resolver
+    rotation: KeyRotation
     networks: Networks
     ports: PortTable
     streams: StreamTable
@@ -225,6 +227,7 @@ async def assembled(
         state,
         registry,
         resolver,
+        KeyRotation(state, registry, config.identity),
         joined,
         ports,
         streams,

@@ -154,8 +154,10 @@ class TestRotateKey:
             assert [path.name for path in tmp_path.iterdir()] == ["identity.json"]
 
     async def test_a_refused_key_is_thrown_away(self, tmp_path: Path) -> None:
-        async with assembled(registry=self.registry(RegistryError("no")), home=tmp_path) as node:
+        registry = self.registry(RegistryError("no"))
+        async with assembled(registry=registry, home=tmp_path) as node:
             old = node.state.identity
+            registry.answers["lookup"] = lambda _: {"public_key": old.public_key_b64}
             peer = await node.connect()
             assert await peer.error(0x25) == "rotate_key: registry: registry: no"
             assert node.state.identity == old
