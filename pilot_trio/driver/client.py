@@ -2,7 +2,7 @@
 
 How it uses connections, because the protocol has no request ids and no flow control towards clients:
 
-- The **main** connection, opened first, carries confirmed datagrams and Health (their answers come in order, so any number
+- The **main** connection (`links`), opened first, carries confirmed datagrams and Health (their answers come in order, so any number
   of tasks may have one under way), received datagrams, and one other request at a time.
 - **Extra** ones are opened while that other request is taking its time: so a Health never waits for a lookup, nor a
   lookup for somebody else's. Two of them stay open for reuse. One whose request was cancelled is closed, not reused.
@@ -12,7 +12,7 @@ How it uses connections, because the protocol has no request ids and no flow con
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, final
@@ -20,16 +20,17 @@ from typing import Final, final
 import attrs
 import trio
 
-from pilot_trio.address import BACKBONE, PORT_MAX, Address, ConnId, NodeId, Port, SocketAddress
+from pilot_trio.address import ConnId, NodeId, Port, SocketAddress
 from pilot_trio.driver.commands import Json, ManagedNetworks, Networks, Signing, Trust
 from pilot_trio.driver.datagrams import DatagramChannel
 from pilot_trio.driver.dial_errors import dial_error
-from pilot_trio.driver.link import Link
+from pilot_trio.driver.links import Connect, Links
 from pilot_trio.driver.listener import PilotListener
 from pilot_trio.driver.replies import Health, Info, Resolved, decode_json
 from pilot_trio.driver.socket_path import connect, find_socket
 from pilot_trio.driver.stream import PilotStream
-from pilot_trio.errors import DaemonError, DecodeError, IPCClosedError, LocalProtocolError, PortInUse
+from pilot_trio.driver.target import Target, check_port, parse_target
+from pilot_trio.errors import DaemonError, IPCClosedError, LocalProtocolError, PortInUse
 from pilot_trio.net.background import open_background
 from pilot_trio.net.transport import Transport
 from pilot_trio.wire.ipc import (
@@ -44,13 +45,7 @@ from pilot_trio.wire.ipc import (
 )
 from pilot_trio.wire.ipc_requests import encode_tags
 
-REQUESTS_MAX: Final = 64  # ordinary requests at once; each may need a connection, of which the daemon has 1,024
-IDLE_LINKS_MAX: Final = 2  # extra connections kept for the next request; opening one costs less than a millisecond
 _HEADER_SIZE: Final = 5  # of an encoded frame: `Link.request` takes payloads
-
-Connect = Callable[[], Awaitable[Transport]]
-Target = Address | SocketAddress | str | int
-"""A node: its address, its id, `"0:0000.0000.0001"`, `"1"` or a host name; with `:port` at the end where a port is due."""
 
 
 @attrs.frozen
@@ -113,24 +108,20 @@ class Driver:
     """
 
     def __init__(self, nursery: trio.Nursery, connect_with: Connect, transport: Transport) -> None:
-        self._nursery = nursery
-        self._connect = connect_with
-        self._links: set[Link] = set()
-        self._idle: list[Link] = []
-        self._requests = trio.CapacityLimiter(REQUESTS_MAX)
+        self._links = Links(
+            nursery, connect_with, transport, on_datagram=self._on_datagram, on_close=self._on_main_lost
+        )
         self._channels: list[DatagramChannel] = []
-        self._links_opened = 0
         self._datagrams = 0
         self._datagrams_dropped = 0
         self._confirms = True  # until the daemon says that it does not know how
-        self._main = self._start(Link(transport, on_datagram=self._on_datagram, on_close=self._on_main_lost))
         self.trust = Trust(self.command)
         self.networks = Networks(self.command)
         self.managed = ManagedNetworks(self.command)
         self.signing = Signing(self.command)
 
     def __repr__(self) -> str:
-        state = "open" if self._main.failure is None else "closed"
+        state = "open" if self._links.main.failure is None else "closed"
         return f"<Driver {state}, {len(self._links)} connections>"
 
     # Streams
@@ -147,7 +138,7 @@ class Driver:
         """
         destination = await self._locate(target, port)
         stream: PilotStream | None = None
-        link = await self._open_link()
+        link = await self._links.open()
 
         def opened(payload: bytes) -> None:
             nonlocal stream
@@ -175,7 +166,7 @@ class Driver:
         Raises:
           PortInUse: somebody has bound it, or it belongs to a service of the daemon (7, 444, 1001, 1002).
         """
-        number = _port(port)
+        number = check_port(port)
         listener: PilotListener
 
         def accepted(push: Accepted) -> None:
@@ -184,7 +175,7 @@ class Driver:
         def lost(cause: Exception) -> None:
             listener.on_link_closed(cause)
 
-        link = await self._open_link(on_accept=accepted, on_close=lost)
+        link = await self._links.open(on_accept=accepted, on_close=lost)
         listener = PilotListener(number, link)
         try:
             await link.request(Code.BIND, number.to_bytes(2, "big"))
@@ -225,9 +216,10 @@ class Driver:
                 self._confirms = False
             else:
                 return True
-        while not self._main.has_room:
-            await self._main.wait_changed()
-        self._main.post(encode_target(Code.SEND_TO, *destination, data))
+        main = self._links.main
+        while not main.has_room:
+            await main.wait_changed()
+        main.post(encode_target(Code.SEND_TO, *destination, data))
         await trio.lowlevel.checkpoint()
         return False
 
@@ -240,14 +232,14 @@ class Driver:
 
         No port has to be bound for that. Raises `IPCClosedError` if the daemon is gone.
         """
-        self._main.check()
-        channel = DatagramChannel(None if port is None else _port(port), self._channels.remove)
+        self._links.main.check()
+        channel = DatagramChannel(None if port is None else check_port(port), self._channels.remove)
         self._channels.append(channel)
         return channel
 
     async def broadcast(self, network: int, port: int, data: bytes, token: str) -> None:
         """Send a datagram to every member of a network; `token` is the daemon's admin token."""
-        frame = encode_broadcast(network, _port(port), token.encode(), data)
+        frame = encode_broadcast(network, check_port(port), token.encode(), data)
         await self.command(Code.BROADCAST, frame[_HEADER_SIZE:])
 
     # The node
@@ -294,79 +286,33 @@ class Driver:
 
     async def command(self, command: Code, payload: bytes = b"") -> bytes:
         """Send any request that is answered, and return the payload of its answer: for what has no method here."""
-        async with self._requests:
-            self._main.check()
-            link = self._free_link(command) or await self._open_link()
-            try:
-                return await link.request(command, payload)
-            finally:
-                self._give_back(link, command)
+        return await self._links.request(command, payload)
 
     def statistics(self) -> DriverStatistics:
         """Return what the driver holds and has seen."""
         return DriverStatistics(
             links=len(self._links),
-            links_opened=self._links_opened,
-            requests=self._requests.borrowed_tokens,
-            answers_owed=sum(link.owed for link in self._links),
-            streams=sum(link.streams for link in self._links),
-            unread=sum(link.unread for link in self._links),
+            links_opened=self._links.opened,
+            requests=self._links.requests,
+            answers_owed=self._links.owed,
+            streams=self._links.streams,
+            unread=self._links.unread,
             datagrams=self._datagrams,
             datagrams_dropped=self._datagrams_dropped,
         )
 
-    # What `open_driver` calls
-
     def close(self) -> None:
-        """Close every connection at once; the daemon closes what belongs to them."""
-        for link in list(self._links):
-            link.close()
-
-    # Connections
-
-    async def _open_link(
-        self,
-        *,
-        on_accept: Callable[[Accepted], None] | None = None,
-        on_close: Callable[[Exception], None] | None = None,
-    ) -> Link:
-        return self._start(Link(await self._connect(), on_accept=on_accept, on_close=on_close))
-
-    def _start(self, link: Link) -> Link:
-        self._links.add(link)
-        self._links_opened += 1
-        self._nursery.start_soon(self._run, link)
-        return link
-
-    async def _run(self, link: Link) -> None:
-        try:
-            await link.run()
-        finally:
-            self._links.discard(link)
-            if link in self._idle:
-                self._idle.remove(link)
-
-    def _free_link(self, command: Code) -> Link | None:
-        if self._main.is_free(command):
-            return self._main
-        return self._idle.pop() if self._idle else None
-
-    def _give_back(self, link: Link, command: Code) -> None:
-        if link is self._main:
-            return  # an answer still owed keeps it busy for ordinary requests until that answer has come
-        if link.is_free(command) and len(self._idle) < IDLE_LINKS_MAX:
-            self._idle.append(link)
-        else:
-            link.close()
+        """Close everything at once; leaving the `open_driver` block does it."""
+        self._links.close()
 
     async def _ordered(self, command: Code, payload: bytes = b"") -> bytes:
-        return await self._main.request(command, payload)
+        return await self._links.main.request(command, payload)
 
     async def _json(self, command: Code, payload: bytes = b"") -> Json:
         return decode_json(await self.command(command, payload))
 
     async def _locate(self, target: Target, port: int | None) -> SocketAddress:
-        node, number = _split(target, port)
+        node, number = parse_target(target, port)
         if isinstance(node, str):
             return SocketAddress((await self.resolve(node)).address, number)
         await trio.lowlevel.checkpoint()
@@ -380,33 +326,3 @@ class Driver:
     def _on_main_lost(self, cause: Exception) -> None:
         for channel in self._channels:
             channel.end(cause)
-
-
-def _split(target: Target, port: int | None) -> tuple[Address | str, Port]:
-    """Return the node, as an address or else as a host name, and the port."""
-    if isinstance(target, SocketAddress):
-        return target.address, target.port if port is None else _port(port)
-    if port is None:
-        if not isinstance(target, str) or ":" not in target:
-            raise DecodeError(f"{target} names no port")
-        target, _, text = target.rpartition(":")
-        if not (text.isascii() and text.isdigit()):
-            raise DecodeError(f"{text!r} is not a port")
-        port = int(text)
-    return _node(target), _port(port)
-
-
-def _node(target: Address | str | int) -> Address | str:
-    if isinstance(target, Address):
-        return target
-    if isinstance(target, int):
-        return Address(BACKBONE, NodeId(target))
-    if target.isascii() and target.isdigit():
-        return Address(BACKBONE, NodeId(int(target)))
-    return Address.parse(target) if ":" in target else target
-
-
-def _port(port: int) -> Port:
-    if not 0 <= port <= PORT_MAX:
-        raise DecodeError(f"{port} is not a port")
-    return Port(port)

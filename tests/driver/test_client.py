@@ -11,7 +11,7 @@ from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from pilot_trio.address import SocketAddress
 from pilot_trio.driver import Driver, PilotStream, open_driver
-from pilot_trio.driver.client import IDLE_LINKS_MAX, REQUESTS_MAX
+from pilot_trio.driver.links import IDLE_LINKS_MAX, REQUESTS_MAX
 from pilot_trio.errors import (
     DaemonError,
     DaemonUnavailable,
@@ -305,12 +305,6 @@ async def test_a_target_can_be_named_in_many_ways(node: Driver, target: str, por
         await listener.accept()
 
 
-@pytest.mark.parametrize("target, port", [("me", None), (1, None), (OWN_ADDRESS, None), ("me:", None), ("me:x", None)])
-async def test_a_target_needs_a_port(node: Driver, target: str, port: None) -> None:
-    with pytest.raises(DecodeError, match=r"names no port|is not a port"):
-        await node.dial(target, port)
-
-
 @pytest.mark.parametrize("port", [-1, 65_536])
 async def test_ports_have_sixteen_bits(node: Driver, port: int) -> None:
     for call in (node.dial(OWN_ADDRESS, port), node.listen(port), node.send_datagram(OWN_ADDRESS, b"", port)):
@@ -318,11 +312,6 @@ async def test_ports_have_sixteen_bits(node: Driver, port: int) -> None:
             await call
     with pytest.raises(DecodeError, match="is not a port"):
         node.datagrams(port)
-
-
-async def test_a_malformed_address_is_refused_here(node: Driver) -> None:
-    with pytest.raises(DecodeError, match="invalid address"):
-        await node.dial("0:0000.0001", 7)
 
 
 async def test_a_refused_dial_says_why_and_costs_nothing(node: Driver, daemon: StandIn) -> None:
