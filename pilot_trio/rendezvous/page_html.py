@@ -89,7 +89,7 @@ def _figures(picture: Picture) -> str:
         "Requests": str(sum(statistics.registry.requests.values())),
     }
     if statistics.beacon is not None:
-        figures["Seen by beacon"] = str(statistics.beacon.endpoints)
+        figures["Beacon sees"] = str(statistics.beacon.endpoints)
     return "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in figures.items()) + "</dl>"
 
 

@@ -118,6 +118,18 @@ async def test_a_postponed_notify_goes_to_where_the_node_is_by_then(autojump_clo
         assert (await after.receive())[0] == POKE
 
 
+async def test_a_postponed_notify_to_a_node_that_vanished_is_forgotten(autojump_clock: trio.testing.MockClock) -> None:
+    network = MemoryNetwork()
+    async with open_beacon(network) as (beacon, at):
+        node = await network.open_udp(ANY_PORT)
+        await discover(node, at, Discover(ONE))
+        await trio.sleep(ENTRY_TTL - 1)
+        beacon.notify(ONE)
+        beacon.notify(ONE)
+        await trio.sleep(2 * NOTIFY_INTERVAL)
+        assert beacon.statistics().notifies == 1
+
+
 async def test_what_is_not_a_beacons_business_is_dropped_and_counted(autojump_clock: object) -> None:
     network = MemoryNetwork()
     async with open_beacon(network) as (beacon, at):

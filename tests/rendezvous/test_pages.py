@@ -205,7 +205,7 @@ async def test_an_empty_registry_has_a_page(fake: Fake) -> None:
     fake.statistics = attrs.evolve(STATISTICS, beacon=None, uptime=5.0)
     async with client(fake) as web:
         page = (await web.get("/")).text
-        assert page.count("none yet") == 2 and "beacon" not in page and "up 5 s" in page
+        assert page.count("none yet") == 2 and "Beacon" not in page and "up 5 s" in page
         assert "pilot_beacon" not in (await web.get("/metrics")).text
 
 

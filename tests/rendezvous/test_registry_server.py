@@ -33,7 +33,10 @@ from pilot_trio.rendezvous.registrar import Registrar
 from pilot_trio.rendezvous.registry_server import ACCEPT_PAUSE, SOURCE_RATE, RegistryServer, connection_limit
 from pilot_trio.rendezvous.tls import HANDSHAKE_TIMEOUT, load_tls
 from pilot_trio.testing.memory_network import MemoryNetwork
+from pilot_trio.wire import canonical_json
 from pilot_trio.wire.framing import LENGTH
+from pilot_trio.wire.registry_binary import MAGIC, PREAMBLE, BinaryType, Heartbeat, HeartbeatOk, decode_error
+from pilot_trio.wire.registry_binary import encode_frame as encode_binary
 from tests.rendezvous.raw_client import (
     ALPHA,
     BETA,
@@ -160,6 +163,41 @@ async def test_replication_is_refused_and_the_connection_closed(autojump_clock: 
         assert answer == {"type": "error", "error": "replication not configured"}
         assert await client.is_closed()
         assert setup.endings(Ending.REFUSED) == 1
+
+
+# --- the binary language ---
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 6, 1000])
+async def test_binary_clients_are_recognised_by_their_first_bytes(autojump_clock: object, chunk: int) -> None:
+    async with open_registry() as setup:
+        client = await setup.connect()
+        heartbeat_frame = encode_binary(BinaryType.HEARTBEAT, Heartbeat(NodeId(1), ALPHA.sign(b"heartbeat:1")).encode())
+        data = PREAMBLE + encode_binary(BinaryType.JSON, canonical_json.dumps(register())) + heartbeat_frame
+        for start in range(0, len(data), chunk):
+            await client.send(data[start : start + chunk])
+        registered, alive = await client.receive_body(), await client.receive_body()
+        assert registered is not None and registered[:1] == b"\x00" and b'"register_ok"' in registered
+        assert alive is not None and HeartbeatOk.decode(alive[1:]) == HeartbeatOk(1000)
+
+
+async def test_an_unknown_binary_version_is_told_so_and_cut(autojump_clock: object) -> None:
+    async with open_registry() as setup:
+        client = await setup.connect()
+        await client.send(MAGIC + b"\x02")
+        body = await client.receive_body()
+        assert body is not None and decode_error(body[1:]) == "unsupported wire version 2"
+        assert await client.is_closed()
+        assert setup.endings(Ending.REFUSED) == 1
+
+
+@pytest.mark.parametrize("nonsense", [LENGTH.pack(0), LENGTH.pack(REQUEST_MAX + 1)])
+async def test_binary_nonsense_ends_the_connection(autojump_clock: object, nonsense: bytes) -> None:
+    async with open_registry() as setup:
+        client = await setup.connect()
+        await client.send(PREAMBLE + nonsense)
+        assert await client.is_closed()
+        assert setup.endings(Ending.MALFORMED) == 1
 
 
 # --- nonsense ---
