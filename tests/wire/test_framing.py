@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -64,3 +65,34 @@ def test_zero_length_frames_are_handed_out() -> None:
     decoder = FrameDecoder(8)
     decoder.feed(bytes(8))
     assert drain(decoder) == [b"", b""]
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(1, 13)), st.integers(1, 5))
+def test_many_frames_at_once_are_those_that_come_one_by_one(data: bytes, cuts: list[int], count: int) -> None:
+    one_by_one, at_once = FrameDecoder(60), FrameDecoder(60)
+    at = 0
+    for size in [*cuts, len(data)]:
+        for decoder in (one_by_one, at_once):
+            decoder.feed(data[at : at + size])
+        at += size
+        expected, broken = frames_and_end(lambda: take_one(one_by_one))
+        assert frames_and_end(lambda: at_once.next_frames(count)) == (expected, broken)
+        if broken:
+            return
+        assert len(one_by_one) == len(at_once)
+
+
+def take_one(decoder: FrameDecoder) -> list[bytes]:
+    frame = decoder.next_frame()
+    return [] if frame is None else [frame]
+
+
+def frames_and_end(take: Callable[[], list[bytes]]) -> tuple[list[bytes], bool]:
+    """Return what can be taken, and whether the stream turned out to be broken behind it."""
+    frames: list[bytes] = []
+    try:
+        while some := take():
+            frames += some
+    except DecodeError:
+        return frames, True
+    return frames, False
