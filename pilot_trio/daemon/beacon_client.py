@@ -28,6 +28,7 @@ DISCOVER_JITTER: Final = 5.0  # seconds; random part of the first interval; prot
 LIST_INTERVAL: Final = 60.0  # seconds between looks at the list of beacons; protocol, `spec/tunnel.md` §13.5
 LIST_JITTER: Final = 10.0  # seconds; random wait before the first; protocol, `spec/tunnel.md` §13.5
 RESOLVE_TIMEOUT: Final = 5.0  # seconds for the name of a beacon; name servers that hang must not hold up the rest
+RECEIVE_PAUSE: Final = 0.1  # seconds of rest after the operating system refused to receive
 BEACONS_MAX: Final = 64  # beacons to choose from; a registry that lists more is not worth following
 
 _FNV_OFFSET: Final = 0x811C9DC5
@@ -181,8 +182,14 @@ class BeaconClient:
 
     async def _receive_forever(self) -> None:
         while True:
-            data, source = await self._socket.receive()
-            self._receive(data, source)
+            try:
+                data, source = await self._socket.receive()
+            except OSError as exc:
+                # Interfaces come and go; a socket that fails for good must not turn this into a busy loop.
+                _log.debug("UDP receive failed", extra={"kv": {"error": str(exc)}})
+                await trio.sleep(RECEIVE_PAUSE)
+            else:
+                self._receive(data, source)
 
     def _receive(self, data: bytes, source: Endpoint) -> None:
         try:

@@ -18,6 +18,7 @@ from pilot_trio.daemon.beacon_client import (
 )
 from pilot_trio.net.network import DatagramSocket, Endpoint
 from pilot_trio.testing import MemoryNetwork
+from pilot_trio.testing.memory_network import MemoryDatagramSocket
 from pilot_trio.wire.beacon import Discover, DiscoverReply, Notify, PunchCommand, decode
 from tests.daemon.fakes import FakeClient, ShortestWaits, make_state, unavailable
 
@@ -185,6 +186,28 @@ async def test_other_datagrams_are_ignored_and_counted(autojump_clock: MockClock
         await wait_all_tasks_blocked()
         assert setup.client.statistics().ignored == 1
         assert setup.notified == 0
+
+
+async def test_socket_that_fails_for_a_while_is_read_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = Setup(LOCAL)
+    beacon = await setup.network.open_udp(LOCAL)
+    failures = 3
+    receive = MemoryDatagramSocket.receive
+
+    async def fail(sock: MemoryDatagramSocket) -> tuple[bytes, Endpoint]:
+        nonlocal failures
+        if sock.endpoint != LOCAL and failures:
+            failures -= 1
+            raise OSError(100, "Network is down")
+        return await receive(sock)
+
+    monkeypatch.setattr(MemoryDatagramSocket, "receive", fail)
+    async with setup.running() as sock:
+        beacon.send_nowait(Notify(1).encode(), Endpoint("127.0.0.1", sock.endpoint.port))
+        await trio.sleep(1)
+        assert setup.notified == 1
 
 
 async def test_beacon_that_is_a_name_is_resolved(autojump_clock: MockClock) -> None:
