@@ -3,7 +3,11 @@
 - `limits`: token buckets, one and keyed; every limiter of the package is made of these.
 - `directory/`: what a registry knows, as a machine from request to answer (`spec/registry.md`).
 - `ports`: listeners, the table of connections, ephemeral ports.
-- `trust`, `envelope`, `policy`: trust records, signed requests, managed-network policies.
+- `stream/`, `sequence`: reliable streams between nodes, and the arithmetic of their sequence numbers.
+- `tunnel/`: encrypted datagrams between nodes.
+- `trust`, `trust_file`: trust records, and the file that keeps them.
+- `envelope`, `policy`: signed requests, documents of managed networks.
+- `reply_matcher`: which answer on an IPC connection belongs to which request.
 
 Pure: no Trio, no I/O, no logging; time comes in as `now`.
 """

@@ -2,7 +2,7 @@
 
 - `serve`: the whole of it; `settings`: what an operator chooses.
 - `registry_server`, `connection`, `dialects`: TCP in, TLS (`tls`), frames, limits (`sources`), JSON and binary.
-- `registrar`: directory and store as one; `store`: the database. The directory itself is `proto.directory`, and pure.
+- `registrar`: directory and store as one; `store`, `database`: what survives. The directory itself is `proto.directory`, and pure.
 - `beacon_server`, `endpoint_table`: the UDP side.
 - `overview`, `pages`, `page_html`, `metrics`: what people and monitoring see over HTTP; loaded only where that is on.
 """

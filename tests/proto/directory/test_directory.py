@@ -128,7 +128,9 @@ class Life(RuleBasedStateMachine):
         }  # fmt: skip
         if admin:
             fields["admin_token"] = TOKEN
-        self.world.ask(kind, **fields, **flags)
+        before = snapshot(self.world.directory)
+        if self.world.ask(kind, **fields, **flags)["type"] == "error":
+            assert snapshot(self.world.directory) == before, "a refusal changes nothing"
 
     @precondition(lambda self: self.world.keys)
     @rule(data=st.data())
