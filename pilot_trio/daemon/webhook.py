@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import attrs
 import trio
 
 from pilot_trio.daemon.events import Event, EventBus
-from pilot_trio.errors import CommandError
+from pilot_trio.errors import CommandError, DecodeError
+from pilot_trio.proto.webhook_url import check_webhook_url
 
 log = logging.getLogger("pilot_trio.daemon.webhook")
 
@@ -31,15 +30,6 @@ BREAKER_FAILURES: Final = 5  # events failed in a row that open the breaker; pro
 BREAKER_PAUSE: Final = 30.0  # seconds during which events are discarded; protocol §7.2
 CHANGE_DRAIN: Final = 5.0  # seconds after a change of URL in which the old one still gets its events; protocol §7.2
 DRAIN_TIMEOUT: Final = 1.0  # seconds to deliver what is queued at shutdown; the protocol's 5 would break our 2 s stop
-METADATA_HOSTS: Final = frozenset(
-    {
-        "metadata.google.internal",
-        "metadata.google.com",
-        "ec2.internal",
-        "instance-data-service.ec2.internal",
-        "metadata.azure.com",
-    }
-)  # endpoints of cloud machines that hand out credentials; protocol §7.2
 
 Post = Callable[[str, bytes, dict[str, str]], Awaitable[int]]
 """Send one POST and return the status code; raise `OSError` if that fails. The caller sets the deadline."""
@@ -48,23 +38,9 @@ Post = Callable[[str, bytes, dict[str, str]], Awaitable[int]]
 def check_url(url: str) -> None:
     """Refuse what a webhook must not point at; raise `CommandError` with the protocol's text."""
     try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        _ = parts.port
-    except ValueError as exc:
-        raise CommandError(f"invalid URL: {exc}") from exc
-    if parts.scheme not in {"http", "https"}:
-        raise CommandError(f'URL must use http or https scheme, got "{parts.scheme}"')
-    if not host:
-        raise CommandError("URL must have a host")
-    try:
-        link_local = ipaddress.ip_address(host).is_link_local
-    except ValueError:
-        link_local = False
-    if link_local:
-        raise CommandError(f"URL cannot target link-local address {host}")
-    if host.lower().rstrip(".") in METADATA_HOSTS:
-        raise CommandError(f"URL cannot target cloud metadata endpoint {host}")
+        check_webhook_url(url)
+    except DecodeError as exc:
+        raise CommandError(str(exc)) from exc
 
 
 @attrs.define

@@ -9,7 +9,6 @@ signature is Ed25519 by the node's identity over these very characters, so there
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from typing import Final
 
@@ -31,7 +30,10 @@ _HEX12 = re.compile(r"[0-9a-f]{12}")
 _HEX16 = re.compile(r"[0-9a-f]{16}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _AUDIENCE = re.compile(r"[a-z0-9.-]+")
-_BASE64 = re.compile(rb"[A-Za-z0-9+/=\r\n]*")
+_CANONICAL = re.compile(r"0|[1-9][0-9]{0,18}")
+_ENROLLMENT_FIELDS: Final = 7
+_BASE64: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
+_PADDING: Final = ord("=")
 
 
 @attrs.frozen
@@ -91,31 +93,40 @@ class Envelope:
 
 
 def decode_base64(text: str, prefix: str) -> bytes:
-    """Decode standard base64; raise `DecodeError` that says at which byte it is none.
+    """Decode standard base64 with padding; line breaks are skipped, as every program of this protocol does.
 
-    Line breaks are skipped, as every program of this protocol does.
+    Raises:
+      DecodeError: it is none; the text says at which byte, counted as other programs do: the illegal character, or the
+        start of the group of four that is not complete.
     """
     data = text.encode("utf-8", "surrogatepass")
-    legal = _BASE64.match(data)
-    bad_at = legal.end() if legal else 0
-    if bad_at == len(data):
-        try:
-            return base64.b64decode(re.sub(rb"[\r\n]", b"", data), validate=True)
-        except binascii.Error:
-            pass  # padding missing or in the wrong place, which is found at the end
-    raise DecodeError(f"{prefix}illegal base64 data at input byte {bad_at}")
+    bad_at = _illegal_base64_at(data)
+    if bad_at is not None:
+        raise DecodeError(f"{prefix}illegal base64 data at input byte {bad_at}")
+    return base64.b64decode(data)
 
 
-def parse_enrollment_commitment(enrollment: str) -> str:
+def check_enrollment(enrollment: str) -> str:
     """Return the commitment in an enrollment `pilotenroll:v1:<node>:<provider>:<commitment>:<issued>:<kid>`.
 
     Raises:
-      DecodeError: it has another number of fields.
+      DecodeError: it is malformed.
     """
+    prefix = "badgeverify: malformed badge: "
     fields = enrollment.split(":")
-    if len(fields) != 7:
-        raise DecodeError(f"badgeverify: malformed badge: enrollment wants 7 fields, got {len(fields)}")
-    return fields[4]
+    if len(fields) != _ENROLLMENT_FIELDS:
+        raise DecodeError(f"{prefix}enrollment wants {_ENROLLMENT_FIELDS} fields, got {len(fields)}")
+    kind, version, node, _, commitment, issued_at, _ = fields
+    if kind != "pilotenroll":
+        raise DecodeError(f"{prefix}not an enrollment (prefix {quote(kind)})")
+    if version != "v1":
+        raise DecodeError(f"{prefix}unsupported version {quote(version)}")
+    if "" in fields:
+        raise DecodeError(f"{prefix}enrollment has empty required field")
+    for name, value in (("node_id", node), ("issued_at", issued_at)):
+        if not _CANONICAL.fullmatch(value):
+            raise DecodeError(f"{prefix}{name} is not canonical decimal: {quote(value)}")
+    return commitment
 
 
 def duration(seconds: int) -> str:
@@ -127,6 +138,26 @@ def duration(seconds: int) -> str:
     return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 
+def _illegal_base64_at(data: bytes) -> int | None:
+    """Return where base64 goes wrong, None if it does not."""
+    group: list[int] = []  # positions of the characters of the group that is being read
+    for at, byte in enumerate(data):
+        if byte in b"\r\n":
+            continue
+        if len(group) == 4:
+            if data[group[-1]] == _PADDING:
+                return at  # something after the padding
+            group = []
+        if group and data[group[-1]] == _PADDING != byte:
+            return group[-1]
+        if byte not in _BASE64 and (byte != _PADDING or len(group) < 2):
+            return at
+        group.append(at)
+    if not group or len(group) == 4:
+        return None
+    return len(data) if data[group[-1]] == _PADDING else group[0]
+
+
 def _parse_timestamp(text: str) -> int:
     if not text:
         raise DecodeError("reqsig: timestamp: empty")
@@ -135,5 +166,5 @@ def _parse_timestamp(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise DecodeError("reqsig: timestamp: non-digit")
     if len(text) > _TIME_DIGITS_MAX or int(text) > _I64_MAX:
-        raise DecodeError("reqsig: timestamp: out of range")
+        raise DecodeError(f"reqsig: timestamp: strconv.ParseInt: parsing {quote(text)}: value out of range")
     return int(text)

@@ -11,7 +11,7 @@ import attrs
 
 from pilot_trio.address import quote
 from pilot_trio.errors import DecodeError
-from pilot_trio.wire.json_text import member, parse_object
+from pilot_trio.wire.json_text import member, mismatch, parse_object
 
 VERSION: Final = 1  # the only one there is; protocol, `spec/services.md` §7.3
 POLICY_MAX: Final = 262_144  # bytes of a document; it is kept in memory and sent back whole, and people write kilobytes
@@ -63,23 +63,32 @@ def parse_policy(text: bytes) -> PolicyDocument:
 
 
 def _check_rule(rule: Any, index: int) -> str:
-    if not isinstance(rule, dict):
-        raise DecodeError(f"policy: rule {index}: not an object")
     try:
+        if not isinstance(rule, dict):
+            raise mismatch(rule, "policylang.Rule")
         name: str = member(rule, "name", str, "")
         event = member(rule, "on", str, "")
-        actions = member(rule, "actions", list, [])
-        kinds = [member(action, "type", str, "") for action in actions if isinstance(action, dict)]
+        match = member(rule, "match", str, "")
+        kinds = [_kind_of(action) for action in member(rule, "actions", list, [])]
     except DecodeError as exc:
-        raise DecodeError(f"policy: rule {index}: {exc}") from exc
-    where = f"policy: rule {quote(name)}" if name else f"policy: rule {index}"
+        raise DecodeError(f"policy: invalid JSON: {exc}") from exc
     if not name:
-        raise DecodeError(f"{where}: name is required")
+        raise DecodeError(f"policy: rule[{index}]: name is required")
+    where = f"policy: rule {quote(name)}"
     if event not in EVENTS:
-        raise DecodeError(f"{where}: unknown event {quote(event)}")
-    if not actions or len(kinds) != len(actions):
-        raise DecodeError(f"{where}: at least one action is required, each an object")
-    for kind in kinds:
+        raise DecodeError(f"{where}: unknown event type {quote(event)}")
+    if not match:
+        raise DecodeError(f"{where}: match expression is required")
+    if not kinds:
+        raise DecodeError(f"{where}: at least one action is required")
+    for number, kind in enumerate(kinds):
         if kind not in ACTIONS:
-            raise DecodeError(f"{where}: unknown action {quote(kind)}")
+            raise DecodeError(f"{where} action[{number}]: unknown action type {quote(kind)}")
     return name
+
+
+def _kind_of(action: Any) -> str:
+    if not isinstance(action, dict):
+        raise mismatch(action, "policylang.Action")
+    kind: str = member(action, "type", str, "")
+    return kind

@@ -22,6 +22,7 @@ _AFTER_CHARACTER: Final = {  # what the standard parser reports at a character: 
     "Invalid control character at": "in string literal",
     "Invalid \\escape": "in string escape code",
 }
+_GO_KINDS: Final[dict[type, str]] = {str: "string", bool: "bool", int: "int", float: "float64", list: "[]", dict: "{}"}
 _KINDS: Final[dict[type, str]] = {
     dict: "object",
     list: "array",
@@ -78,7 +79,8 @@ def member(record: dict[str, Any], key: str, kind: type[Any], default: Any) -> A
     if value is None:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise DecodeError(f"json: cannot unmarshal {_kind(value)} into field {key} of type {_kind(default)}")
+        wanted = _GO_KINDS.get(kind, kind.__name__)
+        raise DecodeError(f"json: cannot unmarshal {_kind(value)} into Go struct field .{key} of type {wanted}")
     return value
 
 

@@ -90,44 +90,50 @@ async def test_the_node_itself(make_go_home: MakeHome) -> None:
 
 
 async def test_signed_requests(make_go_home: MakeHome) -> None:
-    async with open_rendezvous() as rendezvous, our_node(make_go_home, rendezvous) as signer:
-        async with our_node(make_go_home, rendezvous) as verifier:
-            signed = await signer.data("sign-request", "--audience", "svc", "--body", "hi")
-            proof = ("--envelope", signed["envelope"], "--signature", signed["signature"])
-            verified = await verifier.data("verify-request", *proof, "--standing")
-            assert verified["valid"] is True
-            assert (verified["node_id"], verified["trusted"], verified["network_member"]) == (1, False, True)
-            assert (await signer.data("verify-request", *proof))["verified_via"] == "cache"
-            forged = signed["envelope"].replace("|svc", "|abc")
-            refused = await verifier.ctl("verify-request", "--envelope", forged, "--signature", signed["signature"])
-            assert refused.returncode == 1
-            assert "signature verification failed" in refused.output + refused.errors
+    async with (
+        open_rendezvous() as rendezvous,
+        our_node(make_go_home, rendezvous) as signer,
+        our_node(make_go_home, rendezvous) as verifier,
+    ):
+        signed = await signer.data("sign-request", "--audience", "svc", "--body", "hi")
+        proof = ("--envelope", signed["envelope"], "--signature", signed["signature"])
+        verified = await verifier.data("verify-request", *proof, "--standing")
+        assert verified["valid"] is True
+        assert (verified["node_id"], verified["trusted"], verified["network_member"]) == (1, False, True)
+        assert (await signer.data("verify-request", *proof))["verified_via"] == "cache"
+        forged = signed["envelope"].replace("|svc", "|abc")
+        refused = await verifier.ctl("verify-request", "--envelope", forged, "--signature", signed["signature"])
+        assert refused.returncode == 1
+        assert "signature verification failed" in refused.output + refused.errors
 
 
 async def test_networks(make_go_home: MakeHome) -> None:
-    async with open_rendezvous() as rendezvous, our_node(make_go_home, rendezvous) as node:
-        async with our_node(make_go_home, rendezvous) as other:
-            created = await rendezvous.ask(
-                type="create_network", node_id=1, name="lab", join_rule="token", token="tok", admin_token=ADMIN_TOKEN
-            )
-            network = created["network_id"]
-            assert [row["name"] for row in (await node.data("network", "list"))["networks"]] == ["backbone", "lab"]
-            assert "invalid token" in await other.failure("network", "join", str(network), "--token", "no")
-            joined = await other.data("network", "join", str(network), "--token", "tok")
-            assert joined["network_id"] == network
-            members = (await other.data("network", "members", str(network)))["nodes"]
-            assert {row["node_id"] for row in members} == {1, 2}
-            assert (await other.data("info"))["networks"] == [
-                {"network_id": network, "address": f"{network}:{network:04X}.0000.0002"}
-            ]
-            assert (await node.data("network", "invites"))["invites"] == []
-            tags = await other.data("member-tags", "get", "--net", str(network), "--node", "2")
-            assert tags["target_node_id"] == 2
-            assert (await other.data("policy", "get", "--net", str(network)))["engine"] == "none"
-            assert "no active managed networks" in await other.failure("managed", "status")
-            await other.data("network", "leave", str(network))
-            await trio.sleep(INFO_CACHE)
-            assert (await other.data("info"))["networks"] is None
+    async with (
+        open_rendezvous() as rendezvous,
+        our_node(make_go_home, rendezvous) as node,
+        our_node(make_go_home, rendezvous) as other,
+    ):
+        created = await rendezvous.ask(
+            type="create_network", node_id=1, name="lab", join_rule="token", token="tok", admin_token=ADMIN_TOKEN
+        )
+        network = created["network_id"]
+        assert [row["name"] for row in (await node.data("network", "list"))["networks"]] == ["backbone", "lab"]
+        assert "invalid token" in await other.failure("network", "join", str(network), "--token", "no")
+        joined = await other.data("network", "join", str(network), "--token", "tok")
+        assert joined["network_id"] == network
+        members = (await other.data("network", "members", str(network)))["nodes"]
+        assert {row["node_id"] for row in members} == {1, 2}
+        assert (await other.data("info"))["networks"] == [
+            {"network_id": network, "address": f"{network}:{network:04X}.0000.0002"}
+        ]
+        assert (await node.data("network", "invites"))["invites"] == []
+        tags = await other.data("member-tags", "get", "--net", str(network), "--node", "2")
+        assert tags["target_node_id"] == 2
+        assert (await other.data("policy", "get", "--net", str(network)))["engine"] == "none"
+        assert "no active managed networks" in await other.failure("managed", "status")
+        await other.data("network", "leave", str(network))
+        await trio.sleep(INFO_CACHE)
+        assert (await other.data("info"))["networks"] is None
 
 
 async def test_two_of_our_nodes_make_friends(make_go_home: MakeHome) -> None:

@@ -76,5 +76,5 @@ def test_members() -> None:
     assert member(record, "null", str, "d") == "d"
     assert member(record, "b", bool, False) is True
     for key, kind, default in (("b", int, 0), ("n", bool, False), ("s", int, 0), ("n", str, "")):
-        with pytest.raises(DecodeError, match=f"into field {key} of type "):
+        with pytest.raises(DecodeError, match=rf"into Go struct field \.{key} of type "):
             member(record, key, kind, default)

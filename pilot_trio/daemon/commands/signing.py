@@ -23,15 +23,17 @@ from pilot_trio.proto.envelope import (
     DEFAULT_WINDOW,
     ONLINE_WINDOW,
     Envelope,
+    check_enrollment,
     decode_base64,
-    parse_enrollment_commitment,
 )
 from pilot_trio.wire.ipc import Code
 from pilot_trio.wire.json_text import member, parse_object
 from pilot_trio.wire.registry import Message
 
 KEYS_MAX: Final = 1024  # keys of other nodes kept for verifying; the one unused for longest goes first
-WINDOW_MAX: Final = 30 * 86_400  # seconds of clock difference that a caller may ask for; more means no check at all
+WINDOW_MAX: Final = (
+    9_223_372_036  # seconds of clock difference that a caller may ask for; 64 bits of nanoseconds, as elsewhere
+)
 
 _log = logging.getLogger("pilot_trio.node")
 
@@ -73,7 +75,7 @@ class Attestations:
         if not enrollment or not enrollment_sig:
             raise DecodeError("enroll_recovery: enrollment and enrollment_sig required")
         with prefixed("enroll_recovery: bad enrollment: "):
-            commitment = parse_enrollment_commitment(enrollment)
+            commitment = check_enrollment(enrollment)
         fields = {"enrollment": enrollment, "enrollment_sig": enrollment_sig}
         return self._hand_on("enroll_recovery", commitment, fields, Code.ENROLL_RECOVERY_OK)
 
@@ -124,14 +126,14 @@ class SignedRequests:
         with prefixed("verify_envelope: bad payload: "):
             record = parse_object(payload)
             text, signature = member(record, "envelope", str, ""), member(record, "signature", str, "")
-            window = int(_number(record, "max_skew_secs")) or DEFAULT_WINDOW
+            window = int(min(_number(record, "max_skew_secs"), WINDOW_MAX))
             standing = member(record, "check_standing", bool, False)
         if not text or not signature:
             raise DecodeError("verify_envelope: envelope and signature required")
 
         async def run() -> bytes:
             try:
-                body = await self._check(text, signature, min(max(window, 0), WINDOW_MAX), standing)
+                body = await self._check(text, signature, window if window > 0 else DEFAULT_WINDOW, standing)
             except (DecodeError, AuthenticationError) as exc:
                 body = {"valid": False, "reason": str(exc)}
             return reply(Code.VERIFY_ENVELOPE_OK, {"type": "verify_envelope_ok", **body})
@@ -223,6 +225,6 @@ def _number(record: dict[str, Any], key: str) -> float:
     value = record.get(key)
     if value is None:
         return 0
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e15:
-        raise DecodeError(f"json: cannot unmarshal value into field {key} of type number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DecodeError(f"json: cannot unmarshal value into Go struct field .{key} of type float64")
     return value
