@@ -21,6 +21,7 @@ import pilot_trio
 from pilot_trio import (
     Config,
     ConfigError,
+    DaemonError,
     Endpoint,
     NodeHandle,
     RegistryConfig,
@@ -29,6 +30,7 @@ from pilot_trio import (
     WebhookConfig,
 )
 from pilot_trio.testing import MemoryNetwork, MemoryTransportListener
+from pilot_trio.wire.ipc import Code
 
 SHUTDOWN = 2.0  # seconds that a shutdown may take, whatever hangs
 ANY = Endpoint("127.0.0.1", 0)
@@ -181,3 +183,51 @@ async def test_everything_runs_in_memory_under_virtual_time(autojump_clock: Mock
         assert handle.statistics().enrolment.failed_heartbeats == 0
         assert handle.statistics().beacon.replies >= 58
     assert network.statistics().tcp_refused == 0
+
+
+async def test_friends_find_each_other_by_name_on_any_connection(autojump_clock: MockClock, tmp_path: Path) -> None:
+    network = MemoryNetwork()
+    first_listener, second_listener = MemoryTransportListener(), MemoryTransportListener()
+    rendezvous = RendezvousConfig(registry=ANY, beacon=ANY)
+    first_config = Config(home=tmp_path, identity=None, hostname="first", rendezvous=rendezvous)
+    async with serving(first_config, network=network, listener=first_listener) as first:
+        await first.wait_registered()
+        assert first.beacon is not None
+        registry = RegistryConfig(endpoint=first.registry)
+        second_config = Config(home=tmp_path, identity=None, registry=registry, beacon=first.beacon)
+        async with (
+            serving(second_config, network=network, listener=second_listener) as second,
+            pilot_trio.open_driver(connect_with=first_listener.open_transport) as one,
+            pilot_trio.open_driver(connect_with=second_listener.open_transport) as two,
+        ):
+            await second.wait_registered()
+            with pytest.raises(DaemonError, match='hostname "first" not found'):
+                await two.resolve("first")
+            asked = json.loads(await two.command(Code.HANDSHAKE, b"\x01" + first.node_id.to_bytes(4, "big") + b"hello"))
+            assert asked["status"] == "sent"
+            pending = json.loads(await one.command(Code.HANDSHAKE, b"\x04"))["pending"]
+            assert [(row["node_id"], row["justification"]) for row in pending] == [(second.node_id, "hello")]
+            await one.command(Code.HANDSHAKE, b"\x02" + second.node_id.to_bytes(4, "big"))
+            waited = await two.command(Code.HANDSHAKE, b"\x07" + first.node_id.to_bytes(4, "big") + b"\0\0\x27\x10")
+            assert json.loads(waited) == {"node_id": first.node_id, "trusted": True}
+            found: list[int] = []
+
+            async def find() -> None:
+                async with pilot_trio.open_driver(connect_with=second_listener.open_transport) as driver:
+                    found.append((await driver.resolve("first")).node_id)
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(8):
+                    nursery.start_soon(find)
+            assert found == [first.node_id] * 8
+
+
+async def test_key_rotation_keeps_the_id_over_a_restart(home: Path) -> None:
+    async with serving(config_in(home)) as before:
+        async with pilot_trio.open_driver(before.socket) as driver:
+            key = (await driver.info()).public_key
+            await driver.rotate_key()
+        address = before.address
+    async with serving(config_in(home)) as after, pilot_trio.open_driver(after.socket) as driver:
+        assert after.address == address
+        assert (await driver.info()).public_key != key
