@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pilot_trio.cli import daemon_entry, runtime_file
 from pilot_trio.version import REFERENCE_VERSION, __version__
 
 ENTRY = (sys.executable, "-m", "pilot_trio.cli.daemon_entry")
+Start = Callable[..., "subprocess.Popen[str]"]
 NOWHERE = ("-registry", "127.0.0.1:1", "-beacon", "127.0.0.1:1", "-listen", "127.0.0.1:0")
 
 
@@ -39,23 +40,41 @@ def run(home: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def start(home: Path, *words: str, **env: str) -> subprocess.Popen[str]:
-    """Start a daemon whose registry does not answer, and wait for its socket."""
-    path = home / "s"
+@pytest.fixture
+def start(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start daemons that do not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start_one(*words: str, **env: str) -> subprocess.Popen[str]:
+        process = spawn(home, *words, **env)
+        started.append(process)
+        wait_for_socket(home, process)
+        return process
+
+    yield start_one
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def spawn(home: Path, *words: str, **env: str) -> subprocess.Popen[str]:
+    """Start a daemon whose registry does not answer."""
     with (home / "log").open("ab") as log:
-        process = subprocess.Popen(
-            [*ENTRY, *NOWHERE, "-socket", str(path), *words],
+        return subprocess.Popen(
+            [*ENTRY, *NOWHERE, "-socket", str(home / "s"), *words],
             env=environment(home, **env),
             stdout=log,
             stderr=log,
             text=True,
         )
+
+
+def wait_for_socket(home: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 20
-    while not connects(path):
+    while not connects(home / "s"):
         assert process.poll() is None, (home / "log").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return process
 
 
 def connects(path: Path) -> bool:
@@ -108,8 +127,8 @@ def _seconds(home: Path) -> float:
     return time.perf_counter() - began
 
 
-def test_a_daemon_shows_the_name_that_pilotctl_looks_for_and_keeps_its_pid(home: Path) -> None:
-    process = start(home, **{daemon_entry._RENAMED: "not a pid"})
+def test_a_daemon_shows_the_name_that_pilotctl_looks_for_and_keeps_its_pid(start: Start) -> None:
+    process = start(**{daemon_entry._RENAMED: "not a pid"})
     try:
         words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
         assert Path(os.fsdecode(words[0])).name == "pilot-daemon"
@@ -121,8 +140,8 @@ def test_a_daemon_shows_the_name_that_pilotctl_looks_for_and_keeps_its_pid(home:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_signal_ends_the_daemon_cleanly(home: Path, number: signal.Signals) -> None:
-    process = start(home, "-identity", str(home / "identity.json"))
+def test_a_stop_signal_ends_the_daemon_cleanly(home: Path, start: Start, number: signal.Signals) -> None:
+    process = start("-identity", str(home / "identity.json"))
     deadline = time.monotonic() + 10
     while not (note := runtime_file.read(home / ".pilot", home / "s")):
         assert time.monotonic() < deadline
@@ -141,8 +160,8 @@ def test_a_stop_signal_ends_the_daemon_cleanly(home: Path, number: signal.Signal
     assert not list((home / ".pilot").rglob("run/*"))
 
 
-def test_a_second_daemon_on_the_socket_refuses_to_start(home: Path) -> None:
-    process = start(home)
+def test_a_second_daemon_on_the_socket_refuses_to_start(home: Path, start: Start) -> None:
+    process = start()
     try:
         second = run(home, *NOWHERE, "-socket", str(home / "s"))
         assert second.returncode == 1
@@ -185,10 +204,10 @@ def test_what_prevents_the_start_is_the_last_line_of_the_log(
     assert not (home / "s").exists()
 
 
-def test_unknown_config_keys_are_told_of_and_do_no_harm(home: Path) -> None:
+def test_unknown_config_keys_are_told_of_and_do_no_harm(home: Path, start: Start) -> None:
     (home / ".pilot").mkdir()
     (home / ".pilot" / "config.json").write_text('{"log-levl": "debug"}')
-    process = start(home)
+    process = start()
     process.terminate()
     assert process.wait(5) == 0
     assert "did_you_mean=log_level" in (home / "log").read_text()
