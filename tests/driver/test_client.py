@@ -116,6 +116,27 @@ async def test_lists_of_trust_come_without_their_wrapping(node: Driver) -> None:
     assert await node.trust.is_trusted(1) is True
 
 
+async def test_waiting_for_trust_goes_on_until_there_is_some() -> None:
+    async with open_driver_on_listener() as (node, server), trio.open_nursery() as nursery:
+        nursery.start_soon(node.trust.wait, 9)
+        for trusted in (b"false", b"false", b"true"):
+            await wait_all_tasks_blocked()
+            assert await server.receive_some(99) == encode_frame(Code.HANDSHAKE, bytes.fromhex("070000000900007530"))
+            server.send_nowait(encode_frame(Code.HANDSHAKE_OK, b'{"trusted":%s}' % trusted))
+
+
+async def test_a_list_of_trust_that_is_none_is_the_daemons_fault() -> None:
+    async with open_driver_on_listener() as (node, server), trio.open_nursery() as nursery:
+
+        async def expect_error() -> None:
+            with pytest.raises(RemoteProtocolError, match="'pending' = 7"):
+                await node.trust.pending()
+
+        nursery.start_soon(expect_error)
+        await wait_all_tasks_blocked()
+        server.send_nowait(encode_frame(Code.HANDSHAKE_OK, b'{"pending":7}'))
+
+
 async def test_a_refusal_is_the_daemons_text_unchanged(node: Driver) -> None:
     with pytest.raises(DaemonError) as caught:
         await node.deregister()

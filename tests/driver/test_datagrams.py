@@ -36,6 +36,20 @@ async def test_a_channel_picks_out_its_port_and_none_means_all(node: Driver) -> 
             some.receive_nowait()
 
 
+async def test_receiving_without_waiting_tells_why_there_is_nothing(daemon: StandIn) -> None:
+    async with open_driver(connect_with=daemon.connect) as node:
+        closed, lost = node.datagrams(5000), node.datagrams(5000)
+        await node.send_datagram(1, b"x", 5000)
+        await wait_all_tasks_blocked()
+        closed.close()
+        with pytest.raises(trio.ClosedResourceError):
+            closed.receive_nowait()
+    assert lost.receive_nowait().data == b"x"
+    with pytest.raises(trio.BrokenResourceError):
+        lost.receive_nowait()
+    lost.close()
+
+
 async def test_every_client_gets_every_datagram(node: Driver, daemon: StandIn) -> None:
     async with open_driver(connect_with=daemon.connect) as other:
         mine, theirs = node.datagrams(5000), other.datagrams(5000)

@@ -23,8 +23,9 @@ async def make_pair(node: Driver, port: int = 5000) -> tuple[PilotStream, PilotS
     return near, far
 
 
-async def test_streams_keep_every_promise_of_trio(autojump_clock: MockClock) -> None:
-    async with open_both() as (_daemon, node):
+@pytest.mark.parametrize("capacity", [500, 65_536])
+async def test_streams_keep_every_promise_of_trio(autojump_clock: MockClock, capacity: int) -> None:
+    async with open_both(capacity) as (_daemon, node):
 
         async def fresh() -> tuple[PilotStream, PilotStream]:
             return await make_pair(node)

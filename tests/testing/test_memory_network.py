@@ -227,3 +227,30 @@ async def test_the_udp_filter_decides_what_is_lost() -> None:
     sock.send_nowait(b"good", sock.endpoint)
     assert (await sock.receive())[0] == b"good"
     assert network.statistics().udp_dropped == 1
+
+
+async def test_a_listener_that_closes_turns_away_who_waits_and_ends_who_was_not_accepted() -> None:
+    network = MemoryNetwork()
+    listener = await network.listen_tcp(FREE)
+    waiting = [await network.open_tcp(listener.endpoint) for _ in range(TCP_BACKLOG)]
+
+    async def expect_refused() -> None:
+        with pytest.raises(ConnectionRefusedError):
+            await network.open_tcp(listener.endpoint)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect_refused)
+        await wait_all_tasks_blocked()
+        await listener.aclose()
+    assert await waiting[0].receive_some() == b""
+
+
+async def test_ports_handed_out_are_free_ones_and_end_some_day() -> None:
+    network = MemoryNetwork()
+    first = await network.listen_tcp(FREE)
+    await network.listen_tcp(Endpoint("127.0.0.1", first.endpoint.port + 1))
+    assert (await network.listen_tcp(FREE)).endpoint.port == first.endpoint.port + 2
+    network._next_port = 65_535
+    assert (await network.listen_tcp(FREE)).endpoint.port == 65_535
+    with pytest.raises(OSError, match="no free port left"):
+        await network.listen_tcp(FREE)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -115,50 +112,6 @@ async def test_settings_reach_the_node(autojump_clock: MockClock) -> None:
         async with open_node(network=first.network, registry=registry, hostname="beta") as second:
             assert second.handle.rendezvous is None
             assert second.node_id == first.node_id + 1
-
-
-@pytest.mark.slow
-def test_the_fixtures_work_in_a_suite_of_somebody_else(tmp_path: Path) -> None:
-    """In a process of its own, without this suite's settings, and without `trio_mode`."""
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["pilot_trio.testing.fixtures"]\n')
-    (tmp_path / "test_it.py").write_text(
-        """
-import pytest, trio
-
-@pytest.mark.trio
-async def test_streams(autojump_clock, pilot_stream_pair):
-    dialled, accepted = pilot_stream_pair
-    await dialled.send_all(b"x")
-    await trio.sleep(3600)
-    assert await accepted.receive_some() == b"x"
-
-@pytest.mark.trio
-async def test_pair(autojump_clock, pilot_node_pair):
-    alpha, beta = pilot_node_pair
-    assert (await alpha.driver.resolve("beta")).address == beta.address
-
-@pytest.mark.trio
-async def test_node(pilot_node, pilot_driver, pilot_network):
-    assert pilot_node.driver is pilot_driver
-    assert pilot_node.network is pilot_network
-    assert (await pilot_driver.info()).node_id == 1
-
-@pytest.mark.trio
-async def test_socket(pilot_socket_node):
-    assert pilot_socket_node.handle.socket.is_socket()
-    assert (await pilot_socket_node.driver.info()).node_id == 1
-"""
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(tmp_path)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=50,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
 
 
 async def test_leaving_while_the_driver_is_busy(autojump_clock: MockClock) -> None:

@@ -63,6 +63,13 @@ async def test_two_nodes(pilot_node_pair, autojump_clock):
 
 
 @pytest.mark.trio
+async def test_with_other_programs(pilot_socket_node):
+    """On a real socket: `pilotctl`, the SDK, anything that finds it through PILOT_SOCKET."""
+    environment = {"PILOT_SOCKET": str(pilot_socket_node.handle.socket)}
+    assert pilot_socket_node.handle.socket.is_socket(), environment
+
+
+@pytest.mark.trio
 async def test_your_own_settings(autojump_clock):
     """Without fixtures: any setting of `Config`, as many nodes as you like."""
     async with open_node(hostname="worker-1", public=True) as node:
