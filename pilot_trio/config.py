@@ -50,7 +50,7 @@ def _optional_endpoint(value: Endpoint | str | None) -> Endpoint | None:
     return None if value is None else _endpoint(value)
 
 
-def _endpoints(value: Iterable[Endpoint | str]) -> tuple[Endpoint, ...]:
+def _endpoints(value: Endpoint | str | Iterable[Endpoint | str]) -> tuple[Endpoint, ...]:
     return tuple(_endpoint(item) for item in ([value] if isinstance(value, str | Endpoint) else value))
 
 

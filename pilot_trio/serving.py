@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -22,7 +23,9 @@ from pilot_trio.net import files
 from pilot_trio.net.network import Endpoint, Network, SystemNetwork
 from pilot_trio.net.service_nursery import ServiceNursery, open_service_nursery
 from pilot_trio.net.transport import TransportListener
-from pilot_trio.rendezvous.serve import RendezvousHandle, serve_rendezvous
+
+if TYPE_CHECKING:
+    from pilot_trio.rendezvous.serve import RendezvousHandle
 
 
 @attrs.frozen(eq=False)
@@ -121,6 +124,9 @@ async def _serve_node(
 
 
 async def _start_rendezvous(services: ServiceNursery, settings: RendezvousConfig, network: Network) -> RendezvousHandle:
+    # Imported here: a node that uses somebody else's rendezvous does not pay for the database and the directory.
+    from pilot_trio.rendezvous.serve import serve_rendezvous
+
     try:
         if settings.store is not None:
             await files.make_directory(settings.store.parent)
