@@ -1,13 +1,13 @@
 """Datagrams: one packet, no acknowledgement, no order (`spec/transport.md` §7, `spec/ipc.md` §5.3).
 
 An incoming datagram is offered to every connected client, whatever it has bound; a client whose queue is full loses it.
-Datagrams to other nodes need a tunnel, and this node has none yet.
 """
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, Protocol
 
 import attrs
 
@@ -18,6 +18,11 @@ from pilot_trio.daemon.streams import RouteResolver
 from pilot_trio.errors import CommandError, NoRoute, PilotError, PortNotAllowed
 from pilot_trio.proto.ports import PortTable
 from pilot_trio.wire.ipc import DATAGRAM_MAX, Broadcast, Target, encode_recv_from
+from pilot_trio.wire.packet import DATAGRAM, Packet
+
+REMOTE_DATAGRAM_MAX: Final = (
+    65_428  # bytes to another node, by relay too: what UDP leaves; protocol, `spec/transport.md` §2.1
+)
 
 Members = Callable[[NetworkId], Awaitable[Iterable[NodeId]]]
 
@@ -31,6 +36,22 @@ class DatagramStatistics:
     dropped: int  # unconfirmed ones that could not be sent: no tunnel, policy, size
 
 
+class DatagramCarrier(Protocol):
+    """What takes datagrams to other nodes."""
+
+    def send_datagram(self, packet: Packet, /) -> bool:
+        """Send now; False if contact with the node has to be made first. Raises `TunnelError`."""
+        ...
+
+    async def send_datagram_later(self, packet: Packet, /) -> None:
+        """Make contact, then send; raise `NoRoute` or `TunnelError`."""
+        ...
+
+    def send_datagram_soon(self, packet: Packet, /) -> bool:
+        """Make contact in the background, then send; False if too many wait for that already."""
+        ...
+
+
 class Datagrams:
     """Sends, receives and broadcasts datagrams for the local clients.
 
@@ -42,6 +63,7 @@ class Datagrams:
       admin_token: what a broadcast has to show; empty: nobody may broadcast.
       members: asks the registry for the members of a network; raises `RegistryError`.
       events: where `data.datagram` is published.
+      carrier: takes datagrams to other nodes; None: there is no way there.
     """
 
     def __init__(
@@ -54,8 +76,10 @@ class Datagrams:
         members: Members,
         admin_token: str = "",
         events: EventBus | None = None,
+        carrier: DatagramCarrier | None = None,
     ) -> None:
         self._state = state
+        self._carrier = carrier
         self._ports = ports
         self._resolver = resolver
         self._deliver = deliver
@@ -75,27 +99,37 @@ class Datagrams:
           CommandError, PortNotAllowed, PortsExhausted, NoRoute: it may not or cannot be sent.
         """
         self._check(target)
-        if target.address.node != self._state.node_id:
+        if target.address.node == self._state.node_id:
+            self._send_from(self._source_port(), target)
+        elif self._carrier is None or not self._carrier.send_datagram(self._packet(target)):
             return False
-        self._send_from(self._source_port(), target)
+        else:
+            self._sent += 1
         return True
 
     async def send(self, target: Target) -> None:
         """Send one datagram, finding the route first where that is necessary; raises as `send_nowait` does."""
-        if not self.send_nowait(target):
+        if self.send_nowait(target):
+            return
+        if self._carrier is None:
             await self._resolver.resolve(target.address.node)
             raise NoRoute(f"no tunnel to node {target.address.node}")
+        await self._carrier.send_datagram_later(self._packet(target))
+        self._sent += 1
 
     def send_or_drop(self, target: Target) -> None:
-        """Send one datagram whose sender does not want to know; what cannot be sent now is dropped and counted.
+        """Send one datagram whose sender does not want to know; what cannot be sent is dropped and counted.
 
-        Never waits, so a sender is not held up by the registry: a datagram worth waiting for is sent confirmed.
+        Never waits, so a sender is not held up by the registry: on first contact the datagram waits in the background.
         """
         try:
-            if not self.send_nowait(target):
-                self._dropped += 1
+            if self.send_nowait(target) or (
+                self._carrier is not None and self._carrier.send_datagram_soon(self._packet(target))
+            ):
+                return
         except PilotError:
-            self._dropped += 1
+            pass
+        self._dropped += 1
 
     async def broadcast(self, request: Broadcast) -> None:
         """Send one datagram to every other member of a network; failures per member are skipped.
@@ -146,6 +180,14 @@ class Datagrams:
             raise CommandError(f"marshal: payload too large: {len(target.data)} bytes (max {DATAGRAM_MAX})")
         if node == state.node_id and network != BACKBONE and network not in state.networks:
             raise NoRoute(f"node {node} is not a member of network {network}")
+
+    def _packet(self, target: Target) -> Packet:
+        if len(target.data) > REMOTE_DATAGRAM_MAX:
+            raise CommandError(
+                f"write udp: sendto: message too long ({len(target.data)} > {REMOTE_DATAGRAM_MAX} bytes)"
+            )
+        source = self._state.address_in(target.address.network)
+        return Packet(0, DATAGRAM, source, target.address, self._source_port(), target.port, payload=target.data)
 
     def _source_port(self) -> Port:
         """Take a port and give it back: each datagram has another one, and none keeps it (`spec/transport.md` §7.1)."""

@@ -215,7 +215,7 @@ class StreamTable:
         )
         self.add(acceptor)
         dialler.connect(acceptor)
-        self._publish_incoming(acceptor)
+        self.announce(acceptor)
         listener.deliver(acceptor)
         return dialler
 
@@ -227,6 +227,10 @@ class StreamTable:
             raise PortNotAllowed(port, address.network)
         if address.node == state.node_id and address.network not in (BACKBONE, *state.networks):
             raise NoRoute(f"node {address.node} is not a member of network {address.network}")
+
+    def listens(self, port: int) -> bool:
+        """Whether anybody listens on a port."""
+        return Port(port) in self._listeners
 
     def admit(self, port: Port, others: int = 0) -> PortListener:
         """Return the listener that takes one more connection on `port`, beside `others` new ones elsewhere.
@@ -341,7 +345,8 @@ class StreamTable:
 
     # Events
 
-    def _publish_incoming(self, connection: Connection) -> None:
+    def announce(self, connection: Connection) -> None:
+        """Publish that a peer has opened a stream."""
         data = {
             "conn_id": connection.conn_id,
             "dst_port": connection.local.port,
