@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from pilot_trio import DialError
+from pilot_trio import DialError, open_driver
 from pilot_trio.testing import open_node, open_stream_pair
 
 
@@ -64,9 +64,9 @@ async def test_two_nodes(pilot_node_pair, autojump_clock):
 
 @pytest.mark.trio
 async def test_with_other_programs(pilot_socket_node):
-    """On a real socket: `pilotctl`, the SDK, anything that finds it through PILOT_SOCKET."""
-    environment = {"PILOT_SOCKET": str(pilot_socket_node.handle.socket)}
-    assert pilot_socket_node.handle.socket.is_socket(), environment
+    """A real socket, for `pilotctl`, the SDK, your own program in a process of its own."""
+    async with open_driver(pilot_socket_node.handle.socket) as other:
+        assert (await other.info()).address == pilot_socket_node.address
 
 
 @pytest.mark.trio
