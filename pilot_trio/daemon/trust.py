@@ -1,48 +1,35 @@
 """The trust service: requests and answers between nodes, over streams where possible, else through the registry.
 
-What follows from what is decided in `proto/trust.py`; this shell asks the registry for keys, carries messages, wakes
-whoever waits for trust, publishes events, and keeps `trust.json` up to date (`spec/services.md` §1). Polling the
-registry's mailbox is in `daemon/mailbox.py`.
+What to do is decided in `proto/trust.py`; this shell asks the registry for keys, does what the verdicts say, wakes whoever
+waits for trust, and publishes events (`spec/services.md` §1). Messages leave through `daemon/courier.py`, relayed ones
+arrive through `daemon/mailbox.py`, and `daemon/trust_store.py` keeps `trust.json` up to date.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from pilot_trio.address import BACKBONE, NetworkId, NodeId
+from pilot_trio.daemon.courier import Courier, Dial
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.interfaces import Lookup, Registry
 from pilot_trio.daemon.mailbox import Mailbox
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.trust_store import TrustStore
-from pilot_trio.errors import CommandError, DialError, RegistryError
-from pilot_trio.proto.trust import (
-    GRANTING,
-    OUTGOING_MAX,
-    Drop,
-    ReplayMemory,
-    Request,
-    TrustTable,
-    Verdict,
-    check_signature,
-    sanitise,
-    screen,
-)
-from pilot_trio.services.handshake import HANDSHAKE_PORT, close_later
-from pilot_trio.wire.handshake import HandshakeMessage, Kind, make_message
-from pilot_trio.wire.registry import Message, handshake_text, pair_text, respond_text
+from pilot_trio.errors import CommandError, RegistryError
+from pilot_trio.proto.handshake import Drop, ReplayMemory, check_signature, screen
+from pilot_trio.proto.trust import GRANTING, Request, TrustTable, Verdict, sanitise
+from pilot_trio.wire.handshake import HandshakeMessage, Kind
+from pilot_trio.wire.registry import Message
 
 WAIT_MAX: Final = 30.0  # seconds that a client may wait for trust; protocol, `spec/ipc.md` §5.5
 REAP_INTERVAL: Final = 300.0  # seconds between clean-ups of expired records; protocol, `spec/services.md` §1.13
-RELAY_AGAIN: Final = 900.0  # seconds; a receiver may take a second direct request for a replay that long, §1.4
-BACKGROUND_MAX: Final = 256  # messages and reports under way; more are given up, the registry's mailbox repairs that
 
 _log = logging.getLogger("pilot_trio.trust")
 _APPROVED_LINE: Final = {
@@ -50,8 +37,6 @@ _APPROVED_LINE: Final = {
     Verdict.SAME_NETWORK: "same network handshake auto-approved",
     Verdict.AUTO_APPROVE: "handshake auto-approved (trust-auto-approve enabled)",
 }
-
-Dial = Callable[[NodeId, int], Awaitable[trio.abc.Stream]]
 
 
 class TrustService:
@@ -83,21 +68,17 @@ class TrustService:
         wall_time: Callable[[], float] = time.time,
     ) -> None:
         self._state = state
-        self._registry = registry
         self._resolver = resolver
         self._events = events
-        self._dial = dial
         self._auto_approve = auto_approve
         self._now = wall_time
         self._table = TrustTable()
         self._replays = ReplayMemory()
+        self._courier = Courier(state, registry, dial, wall_time)
         self._store = TrustStore(path, lambda: self._table, wall_time)
         self._mailbox = Mailbox(state, registry, self._on_relayed_request, self._on_relayed_response, keepalive)
         self._requesting: set[NodeId] = set()
-        self._sent_directly: OrderedDict[NodeId, float] = OrderedDict()  # when, oldest first; at most OUTGOING_MAX
         self._waiters: dict[NodeId, trio.lowlevel.ParkingLot] = {}
-        self._nursery: trio.Nursery | None = None
-        self._background = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Load what is stored, report the start, and serve until cancelled; what changed is stored on the way out."""
@@ -108,10 +89,10 @@ class TrustService:
                 nursery.start_soon(self._store.run)
                 nursery.start_soon(self._mailbox.run)
                 nursery.start_soon(self._reap)
-                self._nursery = nursery
+                self._courier.nursery = nursery
                 task_status.started()
         finally:
-            self._nursery = None
+            self._courier.nursery = None
             await self._store.flush()  # last, because a poll that was under way may have brought something
 
     # What others ask
@@ -211,7 +192,7 @@ class TrustService:
         self._mailbox.expect(peer)
         self._requesting.add(peer)
         try:
-            await self._deliver_request(peer, justification)
+            await self._courier.request(peer, justification)
         except RegistryError as exc:
             self._table.forget_request(peer)  # nobody has it, so nobody can answer
             self._mailbox.settle(peer)
@@ -230,11 +211,11 @@ class TrustService:
         self._events.publish("handshake.approved", {"peer_node_id": peer})
         self._publish_change(peer, "granted", "approved")
         self._changed()
-        self._soon(self._report_trust, peer)
-        self._soon(self._respond, peer, True)
-        self._soon(self._try_direct, peer, Kind.ACCEPT)
+        self._courier.soon(self._courier.report, peer)
+        self._courier.soon(self._courier.respond, peer, True)
+        self._courier.soon(self._courier.tell, peer, Kind.ACCEPT)
         if not self.known_key(peer):  # a relayed request does not name one
-            self._soon(self._back_fill_key, peer)
+            self._courier.soon(self._back_fill_key, peer)
 
     def reject(self, node: int, reason: str) -> None:
         """Drop a pending request and tell the node."""
@@ -243,8 +224,8 @@ class TrustService:
         self._log("handshake rejected", peer, reason=reason)
         self._events.publish("handshake.rejected", {"peer_node_id": peer, "reason": reason})
         self._changed()
-        self._soon(self._respond, peer, False)
-        self._soon(self._try_direct, peer, Kind.REJECT, reason)
+        self._courier.soon(self._courier.respond, peer, False)
+        self._courier.soon(self._courier.tell, peer, Kind.REJECT, reason)
 
     def revoke(self, node: int) -> None:
         """Withdraw trust and tell the node and the registry.
@@ -261,8 +242,8 @@ class TrustService:
         self._log("trust revoked", peer)
         self._events.publish("trust.revoked", {"peer_node_id": peer})
         self._publish_change(peer, "revoked", "local")
-        self._soon(self._try_direct, peer, Kind.REVOKE, "trust revoked")
-        self._soon(self._call_signed_pair, "revoke_trust", peer)
+        self._courier.soon(self._courier.tell, peer, Kind.REVOKE, "trust revoked")
+        self._courier.soon(self._courier.withdraw, peer)
 
     # What peers do, over a stream
 
@@ -306,9 +287,9 @@ class TrustService:
         self._after_request(request, verdict, relayed=False)
         if verdict in GRANTING:
             self._publish_grant(peer, verdict.value)
-            self._soon(self._report_trust, peer)
+            self._courier.soon(self._courier.report, peer)
         if verdict in GRANTING or verdict is Verdict.ALREADY:
-            self._soon(self._send_accept, peer)
+            self._courier.soon(self._courier.accept, peer)
 
     def _on_accept(self, peer: NodeId, public_key: str) -> None:
         verdict = self._table.on_accept(peer, public_key, self._now())
@@ -318,7 +299,7 @@ class TrustService:
             return
         self._log("handshake accepted by peer", peer)
         self._publish_change(peer, "granted", "accepted")
-        self._soon(self._report_trust, peer)
+        self._courier.soon(self._courier.report, peer)
 
     def _on_reject(self, peer: NodeId, reason: str) -> None:
         self._table.forget_request(peer)
@@ -334,7 +315,7 @@ class TrustService:
         self._publish_change(peer, "revoked", "by_peer")
         self._changed()
         if was_trusted:
-            self._soon(self._call_signed_pair, "revoke_trust", peer)
+            self._courier.soon(self._courier.withdraw, peer)
 
     # What peers do, through the registry
 
@@ -351,10 +332,10 @@ class TrustService:
         if verdict is Verdict.AUTO_APPROVE:
             self._publish_grant(peer, "auto_approve_relayed")
         if verdict in GRANTING or verdict is Verdict.ALREADY:
-            self._soon(self._respond, peer, True)
-            self._soon(self._back_fill_key, peer)
+            self._courier.soon(self._courier.respond, peer, True)
+            self._courier.soon(self._back_fill_key, peer)
         if verdict in GRANTING and verdict is not Verdict.MUTUAL:
-            self._soon(self._report_trust, peer)
+            self._courier.soon(self._courier.report, peer)
 
     def _on_relayed_response(self, peer: NodeId, accept: bool, arrived_at: float) -> None:
         if not accept:
@@ -365,7 +346,7 @@ class TrustService:
         if verdict is Verdict.GRANTED:
             self._log("trust established via relayed approval", peer)
             self._publish_change(peer, "granted", "accepted")
-            self._soon(self._back_fill_key, peer)
+            self._courier.soon(self._back_fill_key, peer)
         return None
 
     def _on_relayed_reject(self, peer: NodeId, arrived_at: float) -> None:
@@ -386,74 +367,6 @@ class TrustService:
         elif verdict is not Verdict.ALREADY:
             self._log("handshake request dropped", peer, why=verdict.value)
         self._changed()
-
-    # Carrying messages
-
-    async def _deliver_request(self, peer: NodeId, justification: str) -> None:
-        try:
-            await self._send_direct(peer, Kind.REQUEST, justification=justification)
-        except (DialError, trio.BrokenResourceError) as exc:
-            self._log("direct handshake failed, relaying via registry", peer, error=str(exc))
-            await self._relay_request(peer, justification)
-            self._log("handshake relayed via registry", peer)
-            return
-        now = trio.current_time()
-        before = self._sent_directly.pop(peer, None)
-        while len(self._sent_directly) >= OUTGOING_MAX:
-            self._sent_directly.popitem(last=False)
-        self._sent_directly[peer] = now
-        if before is not None and now - before < RELAY_AGAIN:
-            self._soon(self._relay_request, peer, justification)
-
-    async def _relay_request(self, peer: NodeId, justification: str) -> None:
-        own = self._state.node_id
-        await self._registry.call(
-            "request_handshake",
-            from_node_id=own,
-            to_node_id=peer,
-            justification=sanitise(justification),
-            signature=self._state.identity.sign_text(handshake_text(own, peer)),
-        )
-
-    async def _send_accept(self, peer: NodeId) -> None:
-        try:
-            await self._send_direct(peer, Kind.ACCEPT)
-        except (DialError, trio.BrokenResourceError):
-            await self._respond(peer, True)
-
-    async def _try_direct(self, peer: NodeId, kind: Kind, reason: str = "") -> None:
-        await self._send_direct(peer, kind, reason=reason)
-
-    async def _send_direct(self, peer: NodeId, kind: Kind, *, justification: str = "", reason: str = "") -> None:
-        stream = await self._dial(peer, HANDSHAKE_PORT)
-        try:
-            message = make_message(
-                kind,
-                self._state.identity,
-                self._state.node_id,
-                peer,
-                self._now(),
-                justification=justification,
-                reason=reason,
-            )
-            await stream.send_all(message.encode())
-        except BaseException:
-            await trio.aclose_forcefully(stream)
-            raise
-        self._soon(close_later, stream)
-
-    async def _respond(self, peer: NodeId, accept: bool) -> None:
-        own = self._state.node_id
-        signature = self._state.identity.sign_text(respond_text(own, peer))
-        await self._registry.call("respond_handshake", node_id=own, peer_id=peer, accept=accept, signature=signature)
-
-    async def _report_trust(self, peer: NodeId) -> None:
-        await self._call_signed_pair("report_trust", peer)
-
-    async def _call_signed_pair(self, type_: str, peer: NodeId) -> None:
-        own = self._state.node_id
-        signature = self._state.identity.sign_text(pair_text(type_, own, peer))
-        await self._registry.call(type_, node_id=own, peer_id=peer, signature=signature)
 
     async def _back_fill_key(self, peer: NodeId) -> None:
         if key := _key(await self._resolver.lookup(peer)):
@@ -508,22 +421,6 @@ class TrustService:
             if stale := self._table.reap(now):
                 _log.info("reaped stale pending handshakes", extra={"kv": {"count": stale, "ttl_hours": 720}})
             self._changed()
-
-    def _soon(self, run: Callable[..., Awaitable[None]], *args: object) -> None:
-        """Do something whose failure only costs time: the mailbox, or the next request, makes up for it."""
-        if self._nursery is None or self._background >= BACKGROUND_MAX:
-            _log.warning("handshake step given up", extra={"kv": {"step": run.__name__}})
-            return
-        self._background += 1
-        self._nursery.start_soon(self._run_in_background, run, args)
-
-    async def _run_in_background(self, run: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
-        try:
-            await run(*args)
-        except (DialError, RegistryError, trio.BrokenResourceError) as exc:
-            _log.debug("handshake step failed", extra={"kv": {"step": run.__name__, "error": str(exc)}})
-        finally:
-            self._background -= 1
 
 
 def _key(record: Message) -> str:

@@ -1,15 +1,12 @@
 """Whom a node trusts: the records, every transition between them, and their file (`spec/services.md` §1).
 
-All transitions live here. This module knows neither streams nor the registry: the shell (`daemon/trust.py`) asks those,
-hands in what it learned, and does what the returned verdict says. Times are Unix seconds, because they outlive the
+All transitions live here; whether a message is to be believed is `proto/handshake.py`. Neither knows streams or the
+registry: the shell (`daemon/trust.py`) asks those, hands in what it learned, and does what the returned verdict says. Times are Unix seconds, because they outlive the
 process; they come in as `now`.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import hmac
 import unicodedata
 from collections import OrderedDict
@@ -19,13 +16,8 @@ from typing import Final
 import attrs
 
 from pilot_trio.address import BACKBONE, NetworkId, NodeId
-from pilot_trio.crypto.identity import verify
-from pilot_trio.wire.handshake import HandshakeMessage, Kind
-from pilot_trio.wire.registry import handshake_text
 
 # What the protocol fixes.
-MESSAGE_AGE_MAX: Final = 300  # seconds that a message may be old; `spec/services.md` §1.3
-MESSAGE_AHEAD_MAX: Final = 30  # seconds that a message may come from the future; §1.3
 PENDING_MAX: Final = 256  # requests waiting for the operator; §1.1
 PENDING_PER_SOURCE_MAX: Final = 16  # of these, delivered by one node; §1.1
 OUTGOING_MAX: Final = 4096  # own requests without an answer; the oldest is forgotten, §1.1
@@ -34,11 +26,6 @@ REVOKED_COOL_DOWN: Final = 300  # seconds in which a revoked peer's late approva
 JUSTIFICATION_MAX: Final = 1024  # bytes of a request's text; §1.5
 
 _NOBODY: Final = NodeId(0)
-
-# What we chose.
-REPLAY_LIFETIME: Final = 600  # seconds; twice the age at which a message is too old anyway
-REPLAY_MAX: Final = 8192  # messages remembered; the oldest go first
-REPLAY_PER_PEER_MAX: Final = 256  # of these, from one node, so that one flood does not push out everybody else's
 
 
 @attrs.frozen
@@ -61,20 +48,6 @@ class PendingRequest:
     public_key: str = ""
     justification: str = ""
     source: NodeId = _NOBODY  # who delivered it: the stream's remote node
-
-
-class Drop(Enum):
-    """Why a message was dropped; the value is the log line. Nothing is ever said to the sender."""
-
-    TOO_OLD = "handshake message too old"
-    FROM_FUTURE = "handshake message from future"
-    REPLAYED = "handshake replay detected"
-    NO_KEY = "handshake: request without public key"
-    NO_SIGNATURE = "handshake: public key without signature"
-    KEY_MISMATCH = "handshake: pubkey mismatch with registry"
-    BAD_SIGNATURE = "handshake: P2P signature verification failed"
-    WRONG_SENDER = "handshake: message not from the node it names"
-    UNKNOWN_TYPE = "handshake: unknown message type"
 
 
 class Binding(Enum):
@@ -308,86 +281,6 @@ class TrustTable:
         self._granted.append(record.node_id)
 
 
-class ReplayMemory:
-    """Messages seen lately, oldest first. Not kept over a restart: what is older than five minutes is refused anyway.
-
-    The key covers the timestamp too, unlike the reference's: signatures between two nodes are always the same, so
-    without it the second request of a peer would look like a replay of the first for a quarter of an hour.
-    """
-
-    def __init__(self) -> None:
-        self._seen: OrderedDict[bytes, tuple[float, NodeId]] = OrderedDict()
-        self._per_peer: dict[NodeId, OrderedDict[bytes, None]] = {}
-
-    def __len__(self) -> int:
-        return len(self._seen)
-
-    def seen(self, message: HandshakeMessage, receiver: NodeId) -> bool:
-        """Say whether this very message was recorded."""
-        return _replay_key(message, receiver) in self._seen
-
-    def record(self, message: HandshakeMessage, receiver: NodeId, now: float) -> None:
-        """Remember a message that was found good."""
-        key, peer = _replay_key(message, receiver), NodeId(message.node_id)
-        if key in self._seen:
-            return
-        of_peer = self._per_peer.setdefault(peer, OrderedDict())
-        if len(of_peer) >= REPLAY_PER_PEER_MAX:
-            self._forget(next(iter(of_peer)))
-        elif len(self._seen) >= REPLAY_MAX:
-            self._forget(next(iter(self._seen)))
-        self._seen[key] = (now, peer)
-        self._per_peer.setdefault(peer, of_peer)[key] = None
-
-    def reap(self, now: float) -> None:
-        """Forget what is too old to be accepted again."""
-        while self._seen:
-            key, (seen_at, _) = next(iter(self._seen.items()))
-            if now - seen_at <= REPLAY_LIFETIME:
-                return
-            self._forget(key)
-
-    def _forget(self, key: bytes) -> None:
-        _, peer = self._seen.pop(key)
-        of_peer = self._per_peer[peer]
-        del of_peer[key]
-        if not of_peer:
-            del self._per_peer[peer]
-
-
-def screen(message: HandshakeMessage, stream_peer: NodeId, now: float) -> Drop | Kind:
-    """Do the cheap checks of a message, before anybody is asked: return its kind, or why it is dropped."""
-    if now - message.timestamp > MESSAGE_AGE_MAX:
-        return Drop.TOO_OLD
-    if message.timestamp - now > MESSAGE_AHEAD_MAX:
-        return Drop.FROM_FUTURE
-    try:
-        kind = Kind(message.type)
-    except ValueError:
-        return Drop.UNKNOWN_TYPE
-    if kind is Kind.REQUEST and not message.public_key:
-        return Drop.NO_KEY
-    if message.public_key and not message.signature:
-        return Drop.NO_SIGNATURE
-    # A request may be delivered by somebody else; the others are believed because of who sent them.
-    if kind is not Kind.REQUEST and stream_peer != message.node_id:
-        return Drop.WRONG_SENDER
-    return kind
-
-
-def check_signature(message: HandshakeMessage, receiver: NodeId, registered_key: str) -> Drop | None:
-    """Check a message that carries a key against the registered one (empty: unknown) and its signature."""
-    if registered_key and registered_key != message.public_key:
-        return Drop.KEY_MISMATCH
-    try:
-        key = base64.b64decode(message.public_key, validate=True)
-        signature = base64.b64decode(message.signature, validate=True)
-    except (ValueError, binascii.Error):
-        return Drop.BAD_SIGNATURE
-    signed = handshake_text(message.node_id, receiver).encode()
-    return None if verify(key, signature, signed) else Drop.BAD_SIGNATURE
-
-
 def sanitise(text: str) -> str:
     """Return a peer's text as it may be shown: printable characters, at most `JUSTIFICATION_MAX` bytes.
 
@@ -395,9 +288,3 @@ def sanitise(text: str) -> str:
     """
     shown = "".join(c for c in text if c == " " or unicodedata.category(c)[0] in "LMNPS")
     return shown.encode("utf-8", "ignore")[:JUSTIFICATION_MAX].decode("utf-8", "ignore")
-
-
-def _replay_key(message: HandshakeMessage, receiver: NodeId) -> bytes:
-    signed = handshake_text(message.node_id, receiver)
-    parts = (message.type, signed, message.signature, str(message.timestamp))
-    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()

@@ -15,9 +15,10 @@ import trio.testing
 
 from pilot_trio.address import NetworkId, NodeId
 from pilot_trio.crypto.identity import Identity
+from pilot_trio.daemon.courier import BACKGROUND_MAX, RELAY_AGAIN
 from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.daemon.state import NodeState
-from pilot_trio.daemon.trust import BACKGROUND_MAX, REAP_INTERVAL, RELAY_AGAIN, WAIT_MAX, TrustService
+from pilot_trio.daemon.trust import REAP_INTERVAL, WAIT_MAX, TrustService
 from pilot_trio.daemon.trust_store import SAVE_RETRY
 from pilot_trio.errors import CommandError, DialRefused, RegistryError, RegistryUnavailable
 from pilot_trio.proto.trust import REVOKED_COOL_DOWN
@@ -438,7 +439,7 @@ async def test_background_work_is_bounded(
         world.relay.held.add("respond_handshake")
         for node in range(BACKGROUND_MAX + 5):
             ann.trust.reject(node, "")
-        assert ann.trust._background == BACKGROUND_MAX
+        assert ann.trust._courier.under_way == BACKGROUND_MAX
         assert "handshake step given up" in caplog.text
 
 

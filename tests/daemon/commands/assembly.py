@@ -83,6 +83,7 @@ class AssembledNode:
     events: EventBus
     listener: MemoryTransportListener
     published: list[Event]
+    server: IPCServer = attrs.field(init=False)
 
     async def connect(self) -> IPCPeer:
         """Open an IPC connection."""
@@ -239,14 +240,14 @@ async def assembled(
         MemoryTransportListener(),
         published,
     )
-    server = IPCServer(build_table(node, wall_time=wall_time))
-    offered.append(server)
+    node.server = IPCServer(build_table(node, wall_time=wall_time))
+    offered.append(node.server)
     async with trio.open_nursery() as nursery:
         await nursery.start(trust.run)
         nursery.start_soon(managed.run)
         await nursery.start(serve_handshakes, listen(streams, HANDSHAKE_PORT, "trust"), receive)
         for builtin in (7, 1001, 1002):
             streams.bind(builtin, "builtin")
-        await nursery.start(server.serve, node.listener)
+        await nursery.start(node.server.serve, node.listener)
         yield node
         nursery.cancel_scope.cancel()
