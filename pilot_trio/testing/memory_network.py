@@ -12,14 +12,14 @@ from __future__ import annotations
 import errno
 import ipaddress
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import attrs
 import trio
 
 from pilot_trio.address import PORT_MAX
-from pilot_trio.net.network import DatagramSocket, Endpoint, Network, StreamListener
+from pilot_trio.net.network import Addr, DatagramSocket, Endpoint, Network, StreamListener
 from pilot_trio.testing.pipe import PIPE_CAPACITY, MemoryStream, memory_stream_pair
 
 TCP_BACKLOG: Final = 128  # connections that wait to be accepted; further ones wait to be connected, as with a kernel
@@ -107,6 +107,12 @@ class MemoryDatagramSocket(DatagramSocket):
             if self._queue:
                 return self._queue.popleft()
             await self._arrived.park()
+
+    async def receive_batch(self) -> Sequence[tuple[bytes, Addr]]:
+        batch = [await self.receive()]
+        batch.extend(self._queue)
+        self._queue.clear()
+        return batch
 
     def send_nowait(self, data: bytes, to: Endpoint) -> bool:
         if self._closed:

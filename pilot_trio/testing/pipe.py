@@ -6,8 +6,9 @@ is two `Pipe`s, and each end is a `MemoryTransport` (what the IPC server reads a
 (`trio.abc.HalfCloseableStream`). Nothing here touches the operating system, so everything works under virtual time with
 an autojump threshold of 0.
 
-As with a Unix socket, closing an end that holds unread bytes resets the connection: the other end still reads what it was
-sent, then gets `trio.BrokenResourceError` where it would have got the end of the stream.
+As with a Unix socket, closing a stream that holds unread bytes resets the connection: the other end still reads what it was
+sent, then gets `trio.BrokenResourceError` where it would have got the end of the stream. A transport, as the daemon's real
+one, reads and discards `DISCARD_MAX` bytes first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import trio
 from pilot_trio.net.transport import Transport
 
 PIPE_CAPACITY: Final = 65_536  # bytes per direction; small enough to fill quickly, large enough for any single request
+DISCARD_MAX: Final = 65_536  # bytes; what the daemon's socket throws away on close, to end properly, and this one too
 _CHUNK_MAX: Final = 65_536  # bytes that `receive_some` returns when the caller names no maximum
 
 
@@ -159,12 +161,16 @@ class MemoryTransport(Transport):
         return self._incoming.ended and self._outgoing.abandoned
 
     def close(self) -> None:
+        self.close_over(DISCARD_MAX)
+
+    def close_over(self, discarded: int) -> None:
+        """Close; if more than `discarded` bytes are unread, the other end is told by a reset."""
         if self._closed:
             return
         self._closed = True
-        unread = len(self._incoming) > 0
+        reset = len(self._incoming) > discarded
         self._incoming.abandon()
-        self._outgoing.end(reset=unread)
+        self._outgoing.end(reset=reset)
 
     def break_connection(self) -> None:
         """Reset the connection under both ends, as a network failure does; what was in flight is lost."""
@@ -234,10 +240,10 @@ class MemoryStream(trio.abc.HalfCloseableStream):
 
     def close(self) -> None:
         """Close at once; what `aclose` does, without the checkpoint."""
-        self.transport.close()
+        self.transport.close_over(0)
 
     async def aclose(self) -> None:
-        self.transport.close()
+        self.close()
         await trio.lowlevel.checkpoint()
 
     def _claim_sending(self) -> None:
