@@ -1,0 +1,413 @@
+"""Streams and datagrams between nodes: who may open one, how one is opened, and where packets go.
+
+`TunnelCarrier` stands between the tunnel, which knows nodes and packets, and the connection table, which knows streams.
+Packets arrive in batches: each connection touched is pumped once at the end of a batch, so that a batch costs one
+acknowledgment and one wake-up per connection, and one write to the socket.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Final, Protocol
+
+import trio
+
+from pilot_trio.address import Address, Port, SocketAddress
+from pilot_trio.config import StreamLimits
+from pilot_trio.daemon.connection import Connection, ConnState
+from pilot_trio.daemon.events import EventBus
+from pilot_trio.daemon.remote_stream import RemoteConnection
+from pilot_trio.daemon.state import NodeState
+from pilot_trio.daemon.streams import Carrier, StreamTable
+from pilot_trio.errors import DialRefused, DialTimeout, PilotError
+from pilot_trio.net.timers import Timers
+from pilot_trio.proto.admission import ReplyWindow, SynLimits
+from pilot_trio.proto.ports import PortTable
+from pilot_trio.proto.stream.connection import Connection as Machine
+from pilot_trio.proto.stream.connection import State as MachineState
+from pilot_trio.proto.stream.settings import StreamSettings
+from pilot_trio.proto.tunnel.errors import TunnelError
+from pilot_trio.wire.packet import ACK, DATAGRAM, RST, STREAM, SYN, Packet
+
+KEY_WAIT: Final = 10.0  # seconds that a dial waits for the key exchange before it spends retries; protocol §3.4
+SYN_TIMEOUTS: Final = (0.25, 0.5, 1.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds after each SYN; protocol §3.4
+DIRECT_ATTEMPTS: Final = 3  # SYNs on the direct path; later ones go by relay; protocol §3.4
+CONTACTS_MAX: Final = 256  # unconfirmed datagrams that wait for first contact; more are dropped
+TRUST_CHECKS_MAX: Final = 64  # registry questions about SYNs at once; more SYNs are dropped, their senders try again
+TRUST_CHECK_TIMEOUT: Final = 8.0  # seconds for one of them; the dialler repeats its SYN meanwhile
+
+_Key = tuple[int, Address, int]  # local port, remote address, remote port
+_log = logging.getLogger("pilot_trio.streams")
+
+
+class Tunnel(Protocol):
+    """What streams need of the tunnel."""
+
+    def send(self, node: int, packet: Packet, /) -> None:
+        """Send a packet, or keep it until there is a key; raise `TunnelError`."""
+        ...
+
+    def turn(self) -> AbstractContextManager[object]:
+        """Inside, packets are collected; they leave together at the end of the outermost turn."""
+        ...
+
+    async def ensure(self, node: int, /) -> None:
+        """Make contact with a node, if there is none; raise `NoRoute`. Does not wait for the key."""
+        ...
+
+    def has_session(self, node: int, /) -> bool:
+        """Say whether packets to a node leave at once."""
+        ...
+
+    async def wait_for_session(self, node: int, /) -> None:
+        """Return when they do."""
+        ...
+
+    def key_came_by_relay(self, node: int, /) -> bool:
+        """Say whether nothing but the relay has ever brought anything of the node."""
+        ...
+
+    def is_relayed(self, node: int, /) -> bool:
+        """Say whether packets to a node go by relay."""
+        ...
+
+    def use_relay(self, node: int, /) -> bool:
+        """Turn a peer to the relay, if there is one; True if that changed anything."""
+        ...
+
+    def undo_relay(self, node: int, /) -> None:
+        """Take `use_relay` back: the dial that asked for it has failed."""
+        ...
+
+    def set_in_use(self, node: int, in_use: bool, /) -> None:
+        """Note whether connections to a node are open."""
+        ...
+
+
+class TrustGate(Protocol):
+    """What streams need of the trust service."""
+
+    def admits(self, node: int, /) -> bool:
+        """Say whether a node is trusted here."""
+        ...
+
+
+class Resolver(Protocol):
+    """What streams need of the resolver."""
+
+    def forget(self, node: int, /) -> None:
+        """Drop what is cached of a node."""
+        ...
+
+
+CheckTrust = Callable[[int], Awaitable[bool]]
+"""Ask the registry whether a node and this one trust each other or share a network."""
+
+Deliver = Callable[[Packet], None]
+
+
+class TunnelCarrier(Carrier):
+    """Carries streams and datagrams over the tunnel. `attach` joins it to the table, which needs it first."""
+
+    def __init__(
+        self,
+        *,
+        state: NodeState,
+        ports: PortTable,
+        resolver: Resolver,
+        tunnel: Tunnel,
+        timers: Timers,
+        trust: TrustGate,
+        check_trust: CheckTrust,
+        limits: StreamLimits,
+        events: EventBus,
+        syn_whitelist: frozenset[int] | None = frozenset(),
+    ) -> None:
+        self._state = state
+        self._ports = ports
+        self._resolver = resolver
+        self._tunnel = tunnel
+        self._timers = timers
+        self._trust = trust
+        self._check_trust = check_trust
+        self._events = events
+        self._settings = StreamSettings(limits.idle_timeout, limits.keepalive, limits.time_wait)
+        self._syns = SynLimits(limits.syn_rate_limit, syn_whitelist)
+        self.replies: Final = ReplyWindow()
+        self._connections: dict[_Key, RemoteConnection] = {}
+        self._open_to: dict[int, int] = {}  # {node: connections that are not finished}
+        self._touched: dict[RemoteConnection, None] = {}
+        self._checking: set[tuple[int, int]] = set()  # (node, port) that the registry is being asked about
+        self._nursery: trio.Nursery | None = None
+        self._batching = False
+        self._contacting = 0  # unconfirmed datagrams that wait for first contact
+
+    def attach(self, table: StreamTable, deliver: Deliver) -> None:
+        """Take the table for incoming streams, and the function that gets admitted datagrams."""
+        self._table = table
+        self._deliver = deliver
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold the tasks that ask the registry about strangers, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    # --- out ---------------------------------------------------------------------------------------------------------
+
+    async def open(self, address: Address, port: Port, owner: Hashable) -> Connection:
+        node = address.node
+        await self._tunnel.ensure(node)
+        self.replies.note(node, trio.current_time())
+        source = self._ports.allocate()
+        local = SocketAddress(self._state.address_in(address.network), source)
+        machine = Machine.dialling(local, SocketAddress(address, port), trio.current_time(), self._settings)
+        connection = self._add(machine, owner, dialled=True)
+        try:
+            await self._dial(connection, node)
+        except BaseException:
+            connection.close()  # in SYN_SENT without a packet: the peer has seen a SYN at most
+            raise
+        return connection
+
+    async def _dial(self, connection: RemoteConnection, node: int) -> None:
+        """Repeat the SYN until it is answered (§3.4). While there is no key, one SYN waits in the tunnel's queue."""
+        tunnel = self._tunnel
+        self._advance(connection)
+        with trio.move_on_after(KEY_WAIT):
+            await tunnel.wait_for_session(node)
+        turned = False
+        for attempt, timeout in enumerate(SYN_TIMEOUTS):
+            if attempt == DIRECT_ATTEMPTS or (attempt == 1 and tunnel.key_came_by_relay(node)):
+                turned = tunnel.use_relay(node) or turned
+            if attempt:
+                connection.machine.send_syn()
+                self._advance(connection)
+            with trio.move_on_after(timeout):
+                await connection.answered.wait()
+                break
+        if connection.refused:
+            raise DialRefused
+        if connection.state is ConnState.SYN_SENT:
+            if turned:
+                tunnel.undo_relay(node)
+            self._resolver.forget(node)
+            without_key = "" if tunnel.has_session(node) else ": key exchange with peer did not complete"
+            raise DialTimeout(f"dial timeout{without_key}")
+
+    def send_datagram(self, packet: Packet) -> bool:
+        """Send a datagram if there is a tunnel to its node; False if contact has to be made first.
+
+        Raises:
+          TunnelError: it was not taken.
+        """
+        node = packet.destination.node
+        if not self._tunnel.has_session(node):
+            return False
+        self._tunnel.send(node, packet)
+        return True
+
+    async def send_datagram_later(self, packet: Packet) -> None:
+        """Make contact with the datagram's node, then hand the datagram to the tunnel, which keeps it until there is a key.
+
+        Raises:
+          NoRoute, TunnelError: it was not taken.
+        """
+        node = packet.destination.node
+        await self._tunnel.ensure(node)
+        self.replies.note(node, trio.current_time())
+        self._tunnel.send(node, packet)
+
+    def send_datagram_soon(self, packet: Packet) -> bool:
+        """Make contact in the background; False if too many datagrams wait for that already."""
+        if self._nursery is None or self._contacting >= CONTACTS_MAX:
+            return False
+        self._contacting += 1
+        self._nursery.start_soon(self._contact, packet)
+        return True
+
+    async def _contact(self, packet: Packet) -> None:
+        try:
+            await self.send_datagram_later(packet)
+        except PilotError as exc:
+            kv = {"peer_node_id": packet.destination.node, "error": str(exc)}
+            _log.debug("datagram not sent", extra={"kv": kv})
+        finally:
+            self._contacting -= 1
+
+    # --- in ----------------------------------------------------------------------------------------------------------
+
+    def receive(self, batch: Iterable[tuple[int, Packet]]) -> None:
+        """Work in the packets of one read of the socket, all of them authenticated."""
+        with self._batch():
+            for node, packet in batch:
+                if packet.protocol == STREAM:
+                    self._on_stream_packet(node, packet)
+                elif packet.protocol == DATAGRAM:
+                    self._on_datagram(node, packet)
+
+    def _on_stream_packet(self, node: int, packet: Packet) -> None:
+        key = (packet.destination_port, packet.source, packet.source_port)
+        connection = self._connections.get(key)
+        if packet.flags & (SYN | ACK) == SYN and (connection is None or _gives_way(connection)):
+            self._on_syn(node, packet)
+        elif connection is not None:
+            connection.receive_packet(packet)
+            self._touched[connection] = None
+
+    def _on_datagram(self, node: int, packet: Packet) -> None:
+        if self._state.public or self._trust.admits(node):
+            self._deliver(packet)
+        else:
+            self._ask_then(node, -1, lambda: self._deliver(packet), "datagram.rejected", packet)
+
+    # --- admission (§3.3) --------------------------------------------------------------------------------------------
+
+    def _on_syn(self, node: int, packet: Packet) -> None:
+        port = packet.destination_port
+        now = trio.current_time()
+        if not self._table.listens(port):
+            self._reset(node, packet)
+        elif self._state.public or self._trust.admits(node) or self.replies.admits(node, port, now):
+            self._admit(node, packet)
+        else:
+            self._ask_then(node, port, lambda: self._admit(node, packet), "syn.rejected", packet)
+
+    def _ask_then(self, node: int, port: int, proceed: Callable[[], None], topic: str, packet: Packet) -> None:
+        """Let the registry decide about a stranger: a shared network, or trust that we do not know of yet, admits it."""
+        if self._nursery is None or (node, port) in self._checking or len(self._checking) >= TRUST_CHECKS_MAX:
+            return
+        self._checking.add((node, port))
+        self._nursery.start_soon(self._ask, node, port, proceed, topic, packet)
+
+    async def _ask(self, node: int, port: int, proceed: Callable[[], None], topic: str, packet: Packet) -> None:
+        trusted = False
+        try:
+            with trio.move_on_after(TRUST_CHECK_TIMEOUT):
+                trusted = await self._check_trust(node)
+        finally:
+            self._checking.discard((node, port))
+        if trusted:
+            with self._batch():
+                proceed()
+        else:
+            data = {"dst_port": packet.destination_port, "reason": "untrusted", "src_addr": str(packet.source)}
+            self._events.publish(topic, data)
+
+    def _admit(self, node: int, packet: Packet) -> None:
+        network, port = packet.destination.network, packet.destination_port
+        if not self._state.port_allowed(network, port):
+            self._events.publish("syn.port_rejected", {"dst_port": port, "src_addr": str(packet.source)})
+            return
+        if not self._syns.admits(node, trio.current_time()):
+            self._events.publish("security.syn_rate_limited", {"dst_port": port, "src_node_id": node})
+            return
+        try:
+            listener = self._table.admit(Port(port))
+        except DialRefused:
+            self._reset(node, packet)
+            return
+        machine = Machine.accepting(packet, trio.current_time(), self._settings)
+        connection = self._add(machine, listener.owner, dialled=False)
+        connection.announce()
+        self._touched[connection] = None
+        self._table.announce(connection)
+        listener.deliver(connection)
+
+    def _reset(self, node: int, packet: Packet) -> None:
+        """Answer a SYN with a reset, even on a private node: the dialler learns in one round trip."""
+        answer = Packet(RST, STREAM, packet.destination, packet.source, packet.destination_port, packet.source_port)
+        with suppress(TunnelError):
+            self._tunnel.send(node, answer)
+
+    # --- the pump ----------------------------------------------------------------------------------------------------
+
+    def _add(self, machine: Machine, owner: Hashable, *, dialled: bool) -> RemoteConnection:
+        connection = RemoteConnection(
+            self._table.new_id(),
+            machine,
+            owner=owner,
+            dialled=dialled,
+            on_state=self._follow,
+            pump=self._pump,
+            timers=self._timers,
+        )
+        self._connections[_key(connection)] = connection
+        node = connection.remote.address.node
+        self._open_to[node] = self._open_to.get(node, 0) + 1
+        if self._open_to[node] == 1:
+            self._tunnel.set_in_use(node, True)
+        self._table.add(connection)
+        return connection
+
+    @contextmanager
+    def _batch(self) -> Iterator[None]:
+        """Inside, connections are only noted; each is advanced once at the end, and what they send leaves together."""
+        if self._batching:
+            yield
+            return
+        self._batching = True
+        with self._tunnel.turn():
+            try:
+                yield
+            finally:
+                self._batching = False
+                touched, self._touched = self._touched, {}
+                for connection in touched:
+                    self._advance(connection)
+
+    def _pump(self, connection: RemoteConnection) -> None:
+        """Advance a connection: now, or at the end of the batch that is being worked in."""
+        if self._batching:
+            self._touched[connection] = None
+        else:
+            with self._tunnel.turn():
+                self._advance(connection)
+
+    def _advance(self, connection: RemoteConnection) -> None:
+        """The only way on for a stream machine: its packets to the tunnel, its events to whoever waits, its deadline."""
+        machine, node = connection.machine, connection.remote.address.node
+        send = self._tunnel.send
+        try:
+            for packet in machine.packets_to_send(trio.current_time()):
+                send(node, packet)
+        except TunnelError as exc:
+            # A segment has a number and is sent again; what ends a dial ends it by its own clock.
+            _log.debug("packet not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
+        connection.deliver_events()
+        if machine.state is MachineState.CLOSED:
+            self._forget(connection)
+        else:
+            connection.timer.arm(machine.next_deadline())
+
+    def _forget(self, connection: RemoteConnection) -> None:
+        connection.timer.cancel()
+        if self._connections.get(_key(connection)) is connection:
+            del self._connections[_key(connection)]
+        if connection.forgotten:
+            return
+        connection.forgotten = True
+        node = connection.remote.address.node
+        left = self._open_to.get(node, 0) - 1
+        if left > 0:
+            self._open_to[node] = left
+        elif self._open_to.pop(node, None) is not None:
+            self._tunnel.set_in_use(node, False)
+
+    def _follow(self, connection: Connection, old: ConnState) -> None:
+        self._table.follow(connection, old)
+
+
+def _key(connection: Connection) -> _Key:
+    return (connection.local.port, connection.remote.address, connection.remote.port)
+
+
+def _gives_way(connection: RemoteConnection) -> bool:
+    """Say whether a SYN for the same ports starts a new stream: the old one is over, or its peer has restarted (§3.2)."""
+    return not connection.state.active or connection.machine.holds_peer_fin

@@ -1,0 +1,143 @@
+"""Streams to other nodes: a stream machine, the tunnel under it, and the connection table's view of it.
+
+`RemoteConnection` has no protocol in it; `proto.stream` has. After every input, whoever gave it, `pump` is the one way on:
+packets to the tunnel, events to whoever waits, the next deadline to the timers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, Final
+
+import trio
+
+from pilot_trio.address import ConnId
+from pilot_trio.daemon.connection import Connection, ConnState, StateHook
+from pilot_trio.net.timers import Timers
+from pilot_trio.proto.stream.connection import Connection as Machine
+from pilot_trio.proto.stream.connection import Event, State
+from pilot_trio.wire.packet import Packet
+
+Pump = Callable[["RemoteConnection"], None]
+"""Sends what the machine has to send, and arms its timer; called after every input."""
+
+_STATES: Final = {
+    State.SYN_SENT: ConnState.SYN_SENT,
+    State.SYN_RECV: ConnState.SYN_RECV,
+    State.ESTABLISHED: ConnState.ESTABLISHED,
+    State.FIN_WAIT: ConnState.FIN_WAIT,
+    State.TIME_WAIT: ConnState.TIME_WAIT,
+    State.CLOSED: ConnState.CLOSED,
+}
+
+
+class RemoteConnection(Connection):
+    """One end of a stream whose other end is another node's."""
+
+    def __init__(
+        self,
+        conn_id: ConnId,
+        machine: Machine,
+        *,
+        owner: Hashable,
+        dialled: bool,
+        on_state: StateHook,
+        pump: Pump,
+        timers: Timers,
+    ) -> None:
+        super().__init__(conn_id, machine.local, machine.remote, owner=owner, dialled=dialled, on_state=on_state)
+        self.machine: Final = machine
+        self.answered: Final = trio.Event()  # the dial was answered, one way or the other
+        self.refused = False
+        self.forgotten = False  # the carrier's tables have nothing of it any more
+        self.timer: Final = timers.timer(self._on_due)
+        self._pump = pump
+        self._closed_here = False
+        self._was_reset = False
+
+    def announce(self) -> None:
+        """Tell whoever follows this connection that it is established; an accepting one is from the start."""
+        self._follow_machine()
+
+    @property
+    def settled(self) -> bool:
+        return not self.machine.readable
+
+    @property
+    def bytes_received(self) -> int:
+        return self.machine.bytes_received
+
+    def receive_packet(self, packet: Packet) -> None:
+        """Hand a packet to the machine; the caller pumps when it has handed over all of a batch."""
+        self.machine.receive_packet(packet, trio.current_time())
+
+    def _on_due(self, now: float) -> None:
+        self.machine.handle_timeout(now)
+        self._pump(self)
+
+    def deliver_events(self) -> None:
+        """Act on what the machine has to say; part of the pump."""
+        machine = self.machine
+        while (event := machine.next_event()) is not None:
+            if event is Event.READABLE or event is Event.END_OF_STREAM:
+                self._wake_readers()
+            elif event is Event.WRITABLE:
+                self._wake_writers()
+            elif event is Event.REFUSED:
+                self.refused = True
+            elif event is Event.CLOSED and self._state is ConnState.ESTABLISHED:
+                self._was_reset = True
+        self._follow_machine()
+
+    def _follow_machine(self) -> None:
+        state = _STATES[self.machine.state]
+        # A row in TIME_WAIT is the table's from then on: unread bytes outlive the machine's own timer.
+        if state is not self._state and self._state is not ConnState.TIME_WAIT:
+            self._enter(state)
+        if state is not ConnState.SYN_SENT:
+            self.answered.set()
+
+    def write_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        self._check_open()
+        if self._state is not ConnState.ESTABLISHED:
+            raise trio.BrokenResourceError("the stream has ended")
+        taken = self.machine.write(memoryview(data))
+        if taken:
+            self._pump(self)
+        return taken
+
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        self._check_open()
+        data = self.machine.read(max_bytes)
+        if data:
+            if self.machine.owes_acknowledgment:
+                self._pump(self)  # the window is open again, and nothing else would tell the peer
+            return data
+        if self._was_reset:
+            raise trio.BrokenResourceError("the other side has reset the stream")
+        if self.machine.ended:
+            return b""
+        raise trio.WouldBlock
+
+    def close(self) -> None:
+        if not self._closed_here:
+            self._closed_here = True
+            self.machine.close(trio.current_time())
+            self._pump(self)
+            self._wake_readers()
+            self._wake_writers()
+
+    def reset(self) -> None:
+        self._closed_here = True
+        self.machine.abort()
+        self._pump(self)
+
+    def row(self) -> dict[str, Any]:
+        return {"id": self.conn_id, **self.machine.row(), "state": self._state.value}
+
+    def _writable(self) -> bool:
+        return self._state is not ConnState.ESTABLISHED or self.machine.send_room > 0
+
+    def _check_open(self) -> None:
+        if self._closed_here:
+            raise trio.ClosedResourceError("this end of the stream was closed")
