@@ -75,7 +75,8 @@ class NodeStatistics:
     ipc: IPCStatistics
     streams: StreamStatistics
     datagrams: DatagramStatistics
-    registry: RegistryStatistics
+    registry: RegistryStatistics  # what clients and services ask for
+    upkeep: RegistryStatistics  # registration, heartbeats
     enrolment: EnrolmentStatistics
     beacon: BeaconStatistics
 
@@ -98,9 +99,10 @@ class Node:
             email=home.email,
             public=config.public,
         )
-        self.registry: Final = RegistryClient(
-            network, registry, tls=tls, connections=config.registry.connections, on_reachable=self._on_reachable
-        )
+        connect = partial(RegistryClient, network, registry, tls=tls, on_reachable=self._on_reachable)
+        # One connection is for the node's own upkeep: heartbeats must not wait behind what local clients ask for.
+        self.upkeep: Final = connect(connections=1)
+        self.registry: Final = connect(connections=max(1, config.registry.connections - 1))
         self.resolver: Final = Resolver(self.registry, self.state)
         self.rotation: Final = KeyRotation(self.state, self.registry, config.identity)
         self.managed: Final = ManagedNetworks(self.state, self.registry, config.admin_token)
@@ -133,14 +135,14 @@ class Node:
             sock=sock,
             state=self.state,
             configured=config.beacon,
-            registry=self.registry,
+            registry=self.upkeep,
             on_notify=self.trust.poke,
             keepalive=config.keepalive,
         )
         self.enrolment: Final = Enrolment(
             config=config,
             state=self.state,
-            registry=self.registry,
+            registry=self.upkeep,
             networks=self.networks,
             beacon=self.beacon,
             bound=sock.endpoint,
@@ -169,6 +171,7 @@ class Node:
             streams=self.streams.statistics(),
             datagrams=self.datagrams.statistics(),
             registry=self.registry.statistics(),
+            upkeep=self.upkeep.statistics(),
             enrolment=self.enrolment.statistics(),
             beacon=self.beacon.statistics(),
         )
@@ -186,6 +189,7 @@ class Node:
                 with trio.move_on_after(WEBHOOK_DRAIN, shield=True):
                     await drained.wait()
                 await self.registry.aclose()
+                await self.upkeep.aclose()
 
     async def _run_users(self, listener: TransportListener, task_status: trio.TaskStatus[Node]) -> None:
         async with trio.open_nursery() as nursery:

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pilot_trio.daemon.node import IPC_OPEN_DELAY, Node, serve_node
 from pilot_trio.driver import open_driver
 from pilot_trio.errors import StartupError
 from pilot_trio.net.network import Endpoint
-from pilot_trio.testing import MemoryNetwork, MemoryTransportListener
+from pilot_trio.testing import MemoryNetwork, MemoryStream, MemoryTransportListener
 from pilot_trio.wire.beacon import Notify
 from pilot_trio.wire.ipc import Code, encode_frame
 from pilot_trio.wire.registry import Message
@@ -148,6 +149,42 @@ async def self_contained_find(world: World, name: str) -> None:
     with pytest.raises(Exception, match="resolve_hostname: registry: "):
         await world.ask(Code.RESOLVE_HOSTNAME, name.encode())
     assert trio.current_time() - started <= 8.1
+
+
+async def test_heartbeats_do_not_wait_behind_a_flood_of_questions(autojump_clock: MockClock, world: World) -> None:
+    def slow_with_names(message: Message) -> Message:
+        if message["type"] == "resolve_hostname":
+            raise Hang
+        return directory(message)
+
+    async with running(world.network, world.registry), world.node(keepalive=10.0) as node:
+        await trio.sleep(1)
+        world.registry.handler = slow_with_names
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(flood, await world.listener.open_stream())
+            await trio.sleep(60)
+            nursery.cancel_scope.cancel()
+        assert node.statistics().registry.unavailable > 500
+        assert node.statistics().enrolment.failed_heartbeats == 0
+        beats = [seen.at for seen in world.registry.of("heartbeat")]
+        assert all(later - earlier == pytest.approx(10) for earlier, later in pairwise(beats))
+        assert len(beats) >= 5
+
+
+async def flood(client: MemoryStream) -> None:
+    """Ask for names as fast as answers come, 500 at a time."""
+    question = b"".join(encode_frame(Code.RESOLVE_HOSTNAME, b"n%d" % number) for number in range(500))
+    async with trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            while True:
+                await client.send_all(question)
+                await trio.sleep(5)
+
+        nursery.start_soon(ask)
+        while await client.receive_some(65_536):
+            pass
 
 
 async def test_restart_of_the_registry_goes_unnoticed(autojump_clock: MockClock, world: World) -> None:
