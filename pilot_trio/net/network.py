@@ -8,14 +8,24 @@ from __future__ import annotations
 import abc
 import socket
 import ssl
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
 
 import trio
 
 from pilot_trio.net.endpoint import Endpoint as Endpoint
+from pilot_trio.net.udp import Addr as Addr
+from pilot_trio.net.udp import UDPSocket, UDPStatistics
+
+DEFAULT_RECEIVE_BUFFER: Final = 1 << 20  # bytes; what a datagram socket holds that does not say
 
 
 class DatagramSocket(abc.ABC):
-    """A bound UDP socket."""
+    """A bound UDP socket.
+
+    An implementation needs only the abstract methods; the batched ones are there for those that are faster with them.
+    """
 
     @property
     @abc.abstractmethod
@@ -25,6 +35,29 @@ class DatagramSocket(abc.ABC):
     @abc.abstractmethod
     async def receive(self) -> tuple[bytes, Endpoint]:
         """Wait for one datagram; raise `trio.ClosedResourceError` once closed."""
+
+    async def receive_batch(self) -> Sequence[tuple[bytes, Addr]]:
+        """Wait for datagrams and return those that are there, at least one; raise as `receive` does."""
+        return [await self.receive()]
+
+    def send_batch(self, batch: Sequence[tuple[bytes, Addr]]) -> Sequence[Addr]:
+        """Hand datagrams to the network, in order and without waiting; return destinations to which there is no way."""
+        for data, to in batch:
+            self.send_nowait(data, Endpoint(*to))
+        return ()
+
+    async def send_queued(self) -> None:
+        """Send what `send_batch` had to keep, for ever. Somebody must run it; a socket that keeps nothing just sleeps."""
+        await trio.sleep_forever()
+
+    @property
+    def receive_buffer(self) -> int:
+        """Bytes that can wait to be received; what exceeds them is lost."""
+        return DEFAULT_RECEIVE_BUFFER
+
+    def statistics(self) -> UDPStatistics | None:
+        """Return the counters, None if it has none."""
+        return None
 
     @abc.abstractmethod
     def send_nowait(self, data: bytes, to: Endpoint) -> bool:
@@ -65,43 +98,48 @@ class Network(abc.ABC):
 
 
 class _SystemDatagramSocket(DatagramSocket):
-    def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._sock = sock
-        host, port = sock.getsockname()[:2]
-        self._endpoint = Endpoint(host, port)
+    def __init__(self, sock: UDPSocket) -> None:
+        self._udp = sock
+        self._unread: deque[tuple[bytes, Addr]] = deque()  # of a batch, for those who take one at a time
+        # The batched calls are the hot path: no frame of ours between caller and socket.
+        self.send_batch = sock.send_batch  # type: ignore[method-assign]
+        self.send_queued = sock.send_queued  # type: ignore[method-assign]
 
     @property
     def endpoint(self) -> Endpoint:
-        return self._endpoint
-
-    async def receive(self) -> tuple[bytes, Endpoint]:
-        while True:
-            try:
-                data, source = await self._sock.recvfrom(65_535)
-            except ConnectionRefusedError:
-                continue  # an ICMP answer to something sent earlier; it says nothing about the next datagram
-            except OSError as exc:
-                if self._sock.fileno() < 0:
-                    raise trio.ClosedResourceError from exc
-                raise
-            return data, Endpoint(source[0], source[1])
-
-    def send_nowait(self, data: bytes, to: Endpoint) -> bool:
-        if self._sock.fileno() < 0:
-            raise trio.ClosedResourceError
-        # Trio's socket hides the plain one; a second descriptor object for the same socket costs nothing.
-        try:
-            self._raw.sendto(data, to)
-        except OSError:
-            return False
-        return True
+        return self._udp.endpoint
 
     @property
-    def _raw(self) -> socket.socket:
-        return self._sock._sock  # type: ignore[attr-defined,no-any-return]
+    def receive_buffer(self) -> int:
+        return self._udp.receive_buffer
+
+    def statistics(self) -> UDPStatistics:
+        return self._udp.statistics()
+
+    async def receive(self) -> tuple[bytes, Endpoint]:
+        if self._unread:
+            await trio.lowlevel.checkpoint()
+        else:
+            self._unread.extend(await self._udp.receive_batch())
+        data, source = self._unread.popleft()
+        return data, Endpoint(*source)
+
+    async def receive_batch(self) -> Sequence[tuple[bytes, Addr]]:
+        if self._unread:
+            await trio.lowlevel.checkpoint()
+            batch = list(self._unread)
+            self._unread.clear()
+            return batch
+        return await self._udp.receive_batch()
+
+    def send_nowait(self, data: bytes, to: Endpoint) -> bool:
+        before = self._udp.lost
+        self._udp.send_batch([(data, to)])
+        return self._udp.lost == before
 
     def close(self) -> None:
-        self._sock.close()
+        self._unread.clear()
+        self._udp.close()
 
 
 class _SystemListener(StreamListener):
@@ -135,13 +173,16 @@ class SystemNetwork(Network):
 
     async def open_udp(self, at: Endpoint) -> DatagramSocket:
         family = socket.AF_INET6 if ":" in at.host else socket.AF_INET
-        sock = trio.socket.socket(family, socket.SOCK_DGRAM)
+        found = await trio.socket.getaddrinfo(
+            at.host or None, at.port, family, socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
+        )
+        sock = socket.socket(family, socket.SOCK_DGRAM)
         try:
-            await sock.bind((at.host, at.port))
+            sock.bind(found[0][4])
         except BaseException:
             sock.close()
             raise
-        return _SystemDatagramSocket(sock)
+        return _SystemDatagramSocket(UDPSocket(sock))
 
     async def resolve(self, name: Endpoint) -> Endpoint:
         found = await trio.socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
