@@ -136,5 +136,8 @@ class Courier:
             await run(*args)
         except (DialError, RegistryError, trio.BrokenResourceError) as exc:
             _log.debug("handshake step failed", extra={"kv": {"step": run.__name__, "error": str(exc)}})
+        except Exception:
+            # The border of one peer: a message that cannot be carried is no reason to stop the node.
+            _log.exception("handshake step failed", extra={"kv": {"step": run.__name__}})
         finally:
             self.under_way -= 1

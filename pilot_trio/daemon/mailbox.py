@@ -32,6 +32,8 @@ POKE_BURST: Final = 3  # notifications from the beacon that are followed at once
 POKE_INTERVAL: Final = 5.0  # seconds for one more of them; protocol, §1.7
 POLL_TIMEOUT: Final = 8.0  # seconds for one poll; what a client's own lookups get, `spec/ipc.md` §8
 
+_NODE_MAX: Final = 0xFFFFFFFF
+
 _log = logging.getLogger("pilot_trio.trust")
 
 
@@ -69,6 +71,13 @@ class Mailbox:
         self._in_flight: trio.Event | None = None  # set when that poll is over
         self._wake = trio.Event()
         self._nursery: trio.Nursery | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether `poll_for_client` would wait: a poll is under way, or the last one is long enough ago."""
+        if self._nursery is None or not self._state.registered:
+            return False
+        return self._in_flight is not None or trio.current_time() - self._started_at >= POLL_GAP
 
     def awaits(self, node: NodeId) -> bool:
         """Say whether an answer of this node is being polled for."""
@@ -151,12 +160,25 @@ class Mailbox:
         signature = self._state.identity.sign_text(node_text("poll_handshakes", own))
         answer = await self._registry.call("poll_handshakes", timeout=POLL_TIMEOUT, node_id=own, signature=signature)
         for entry in _entries(answer.get("responses")):
-            at = entry.get("timestamp")
-            arrived_at = at if isinstance(at, int | float) and at > 0 else math.inf
-            self._on_response(entry["from_node_id"], entry.get("accept") is True, arrived_at)
+            await self._pass_on(self._pass_on_response, entry)
         for entry in _entries(answer.get("requests")):
-            text = entry.get("justification")
-            await self._on_request(entry["from_node_id"], text if isinstance(text, str) else "")
+            await self._pass_on(self._pass_on_request, entry)
+
+    async def _pass_on(self, handle: Callable[[dict[str, Any]], Awaitable[None]], entry: dict[str, Any]) -> None:
+        try:
+            await handle(entry)
+        except Exception:
+            # The border of one peer: what it wrote must not cost the others their messages, which are here only once.
+            _log.exception("relayed handshake failed", extra={"kv": {"from_node_id": entry["from_node_id"]}})
+
+    async def _pass_on_request(self, entry: dict[str, Any]) -> None:
+        text = entry.get("justification")
+        await self._on_request(entry["from_node_id"], text if isinstance(text, str) else "")
+
+    async def _pass_on_response(self, entry: dict[str, Any]) -> None:
+        at = entry.get("timestamp")
+        arrived_at = at if isinstance(at, int | float) and at > 0 else math.inf
+        self._on_response(entry["from_node_id"], entry.get("accept") is True, arrived_at)
 
 
 def _entries(rows: object) -> list[dict[str, Any]]:
@@ -164,5 +186,5 @@ def _entries(rows: object) -> list[dict[str, Any]]:
     return [
         row
         for row in (rows if isinstance(rows, list) else [])
-        if isinstance(row, dict) and type(row.get("from_node_id")) is int
+        if isinstance(row, dict) and type(node := row.get("from_node_id")) is int and 0 < node <= _NODE_MAX
     ]

@@ -152,6 +152,11 @@ class TrustService:
         """Say whether a request to this node was sent lately, so that asking the registry may bring its answer."""
         return self._mailbox.awaits(NodeId(node))
 
+    @property
+    def poll_due(self) -> bool:
+        """Whether `poll` would wait; if not, what is known is as fresh as it gets."""
+        return self._mailbox.due
+
     async def poll(self) -> None:
         """Fetch the mailbox for a local client: at most one poll in 2 s, and at most 3 s of waiting."""
         await self._mailbox.poll_for_client()

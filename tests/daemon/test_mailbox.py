@@ -50,6 +50,8 @@ class Box:
         )
 
     async def _on_request(self, node: NodeId, text: str) -> None:
+        if text == "crash":
+            raise ValueError("a bug")
         self.requests.append((node, text))
 
     def _on_response(self, node: NodeId, accept: bool, _at: float) -> None:
@@ -183,11 +185,33 @@ async def test_failures_are_survived(box: Box, autojump_clock: trio.testing.Mock
 
 async def test_malformed_entries_do_not_stop_the_others(box: Box, autojump_clock: trio.testing.MockClock) -> None:
     good = {"from_node_id": 9, "justification": 7}
-    box.registry.answer = {"requests": [None, {}, {"from_node_id": "x"}, {"from_node_id": True}, good], "responses": 3}
+    box.registry.answer = {
+        "requests": [
+            None,
+            {},
+            {"from_node_id": "x"},
+            {"from_node_id": True},
+            {"from_node_id": 1 << 32},
+            {"from_node_id": 0},
+            good,
+        ],
+        "responses": 3,
+    }
     async with running(box):
         await box.mailbox.poll_for_client()
     assert box.requests == [(9, "")]
     assert box.responses == []
+
+
+async def test_a_bug_costs_one_message(
+    box: Box, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ["crash", "fine"]
+    box.registry.answer = {"requests": [{"from_node_id": 9, "justification": text} for text in texts], "responses": []}
+    async with running(box):
+        await box.mailbox.poll_for_client()
+    assert box.requests == [(9, "fine")]
+    assert "relayed handshake failed" in caplog.text
 
 
 async def test_an_unregistered_node_does_not_poll(autojump_clock: trio.testing.MockClock) -> None:

@@ -449,6 +449,19 @@ async def until(happened: Callable[[], bool]) -> None:
         await trio.sleep(0.001)
 
 
+async def test_a_bug_in_the_background_does_not_stop_the_node(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with two_nodes() as (_, ann, _bob):
+
+        async def crash() -> None:
+            raise ValueError("a bug")
+
+        ann.trust._courier.soon(crash)
+        await settle()
+        assert "handshake step failed" in caplog.text
+
+
 class TestFile:
     """What is stored, and when."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 from pilot_trio.daemon.commands.parts import NodeParts, later, reply, rows_that_fit
@@ -25,7 +26,7 @@ class Handshakes:
 
     def __init__(self, trust: TrustService) -> None:
         self._trust = trust
-        self._table = {
+        self._table: dict[int, Callable[[bytes], bytes | Later]] = {
             0x01: self._send,
             0x02: self._approve,
             0x03: self._reject,
@@ -75,19 +76,22 @@ class Handshakes:
 
         return later("handshake reject: ", run)
 
-    def _pending(self, _body: bytes) -> Later:
+    def _pending(self, _body: bytes) -> bytes | Later:
+        return self._listing("pending", self._trust.pending_rows, "received_at")
+
+    def _trusted(self, _body: bytes) -> bytes | Later:
+        return self._listing("trusted", self._trust.trusted_rows, "approved_at")
+
+    def _listing(self, name: str, rows: Callable[[], list[dict[str, Any]]], time_key: str) -> bytes | Later:
+        # Programs ask for these lists in a loop until trust is there; only every two seconds does that cost a request.
+        if not self._trust.poll_due:
+            return _list_that_fits(name, rows(), time_key)
+
         async def run() -> bytes:
             await self._trust.poll()
-            return _list_that_fits("pending", self._trust.pending_rows(), "received_at")
+            return _list_that_fits(name, rows(), time_key)
 
-        return later("handshake pending: ", run)
-
-    def _trusted(self, _body: bytes) -> Later:
-        async def run() -> bytes:
-            await self._trust.poll()
-            return _list_that_fits("trusted", self._trust.trusted_rows(), "approved_at")
-
-        return later("handshake trusted: ", run)
+        return later(f"handshake {name}: ", run)
 
     def _revoke(self, body: bytes) -> Later:
         target, _ = _split_node(body, "handshake revoke")
