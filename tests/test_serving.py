@@ -26,6 +26,7 @@ from pilot_trio import (
     NodeHandle,
     RegistryConfig,
     RendezvousConfig,
+    RendezvousHandle,
     StartupError,
     WebhookConfig,
 )
@@ -231,3 +232,25 @@ async def test_key_rotation_keeps_the_id_over_a_restart(home: Path) -> None:
     async with serving(config_in(home)) as after, pilot_trio.open_driver(after.socket) as driver:
         assert after.address == address
         assert (await driver.info()).public_key != key
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+async def test_node_talks_tls_to_the_registry_that_it_was_told_to_trust(
+    autojump_clock: MockClock, tmp_path: Path, pinned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    network, listener = MemoryNetwork(), MemoryTransportListener()
+    settings = RendezvousConfig(registry=None, tls=ANY, beacon=ANY)
+    async with trio.open_nursery() as nursery:
+        rendezvous: RendezvousHandle = await nursery.start(
+            partial(pilot_trio.serve_rendezvous, settings, network=network)
+        )
+        fingerprint = rendezvous.fingerprint if pinned else "0" * 64
+        registry = RegistryConfig(endpoint=rendezvous.tls, tls=True, fingerprint=fingerprint)
+        config = Config(home=tmp_path, identity=None, registry=registry)
+        async with serving(config, network=network, listener=listener) as handle:
+            await trio.sleep(60)
+            assert handle.registered is pinned
+            mismatch = f"certificate fingerprint mismatch: got {rendezvous.fingerprint}, want {'0' * 64}"
+            warnings = [str(record.kv["error"]) for record in caplog.records if hasattr(record, "kv")]
+            assert any(mismatch in text for text in warnings) is not pinned
+        nursery.cancel_scope.cancel()
