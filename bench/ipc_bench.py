@@ -49,8 +49,9 @@ def crowd(peer: Peer) -> tuple[float, ...]:
     return load.crowd(peer.socket)
 
 
-def quiet_neighbour(peer: Peer) -> tuple[float, ...]:
-    return (load.percentile(load.paced_health(peer.socket), 0.99),)
+def paced(peer: Peer) -> tuple[float, ...]:
+    latencies = load.paced_health(peer.socket)
+    return load.percentile(latencies, 0.5), load.percentile(latencies, 0.99)
 
 
 def beside_healths(peer: Peer) -> tuple[float, ...]:
@@ -72,8 +73,9 @@ def beside_lookups(peer: Peer) -> tuple[float, ...]:
 
 
 def beside_stalled(peer: Peer) -> tuple[float, ...]:
+    # Stalled clients leave the machine idle, and a neighbour that pauses would measure how deep the processors sleep.
     with load.stalled(peer.socket, load.INFO):
-        return (load.percentile(load.paced_health(peer.socket), 0.99),)
+        return (load.percentile(load.ping_pong(peer.socket), 0.99),)
 
 
 def connect_all(peer: Peer) -> tuple[float, ...]:
@@ -149,7 +151,7 @@ MEASUREMENTS = [
         ],
         crowd,
     ),
-    Measurement([Row("health p99, paced, nobody else", "us")], quiet_neighbour),
+    Measurement([Row("a health every millisecond, p50", "us"), Row("a health every millisecond, p99", "us")], paced),
     Measurement([Row("health p99 beside a flood of healths", "us", bar=1.5, moonshot=5)], beside_healths),
     Measurement([Row("health p99 beside a flood of dials", "us", bar=1.5, moonshot=5)], beside_dials),
     Measurement([Row("health p99 beside a flood of lookups", "us", bar=1.5, moonshot=5)], beside_lookups),

@@ -26,9 +26,7 @@ TURN_QUANTUM: Final = 64  # units of work per client and loop turn; more would d
 TASK_COST: Final = 16  # units of starting a task, so 4 a turn: a flood of dials is the dearest that a client can do
 DISPATCH_COST: Final = 4  # units of calling a handler, so 16 a turn
 REPEAT_COST: Final = 1  # units of what needs no handler: a repeated snapshot, an empty frame
-REPLY_BATCH_MAX: Final = (
-    64 * 1024
-)  # bytes of replies joined before they are sent; bounds what a batch of Infos can hold
+REPLY_BATCH_MAX: Final = 64 * 1024  # bytes of replies joined before they are sent; bounds what a batch can hold
 
 _INTERNAL_ERROR: Final = "internal error"  # all that a client learns of a handler's crash; the log has the rest
 

@@ -29,9 +29,7 @@ from pilot_trio.net.transport import Transport
 from pilot_trio.wire.framing import IPC_FRAME_MAX
 
 QUEUE_SLOTS: Final = 256  # frames queued per client; protocol, `spec/ipc.md` §8
-QUEUE_BYTES_MAX: Final = (
-    256 * 1024
-)  # bytes queued per client; a stalled one costs this much, and no reply waits behind more
+QUEUE_BYTES_MAX: Final = 256 * 1024  # bytes queued per client; what a stalled one costs, and what a reply waits behind
 QUEUE_BYTES_READ_ON: Final = QUEUE_BYTES_MAX - 16 * 1024  # bytes; with more queued, no request of that client is read
 WRITE_DEADLINE: Final = 10.0  # seconds for one piece to a live client; protocol, `spec/ipc.md` §7.3
 DRAIN_WRITE_DEADLINE: Final = 3.0  # seconds for one piece after an orderly close; protocol, `spec/ipc.md` §7.4

@@ -8,8 +8,10 @@ import pytest
 import trio
 import trio.testing
 
-from pilot_trio.daemon.dispatch import CLIENT_IN_FLIGHT_MAX
+from pilot_trio.daemon.dispatch import CLIENT_IN_FLIGHT_MAX, Client, Lane, Route
 from pilot_trio.daemon.ipc import CLIENTS_MAX, SHUTDOWN_DRAIN
+from pilot_trio.daemon.ipc_client import DISPATCH_COST, TURN_QUANTUM
+from pilot_trio.errors import IPCClosedError, LocalProtocolError
 from pilot_trio.wire.ipc import Code, encode_error, encode_frame
 
 from .conftest import HEALTH, HEALTH_OK, INFO_OK, Bench
@@ -233,3 +235,107 @@ async def test_stop_drains_what_is_queued_within_its_budget(bench: Bench, autoju
     with pytest.raises(ConnectionRefusedError):
         await bench.connect()
     assert (await stalled.read_bytes_to_end()).startswith(INFO_OK)
+
+
+async def test_client_that_never_writes_stays_connected(bench: Bench, autojump_clock: object) -> None:
+    client = await bench.connect()
+    await trio.sleep(24 * 3600)
+    assert await client.ask(HEALTH) == HEALTH_OK[4:]
+
+
+async def test_client_that_vanishes_while_its_reader_waits_for_the_limit_is_released(
+    bench: Bench, autojump_clock: object
+) -> None:
+    client = await bench.connect()
+    client.write(DIAL * (CLIENT_IN_FLIGHT_MAX + 1))
+    await trio.testing.wait_all_tasks_blocked()
+    client.close()
+    await trio.sleep(0.5)
+    statistics = bench.server.statistics()
+    assert (statistics.clients, statistics.in_flight) == (0, 0)
+
+
+async def test_broadcast_reaches_who_has_room_and_counts_who_has_not(bench: Bench) -> None:
+    reading, crowded = await bench.connect(), await bench.connect()
+    crowded.write(DIAL)
+    await settled(lambda: len(bench.commands.clients) == 1)
+    while bench.commands.clients[0].offer(encode_frame(Code.RECV_FROM, bytes(20_000))):
+        await trio.testing.wait_all_tasks_blocked()
+    frame = encode_frame(Code.RECV_FROM, b"datagram" + bytes(20_000))
+    dropped = bench.server.statistics().dropped_offers
+    assert bench.server.broadcast_offer(frame) == 1
+    assert bench.server.statistics().dropped_offers == dropped + 1
+    assert await reading.read_frame() == frame[4:]
+
+
+async def test_push_longer_than_a_frame_is_refused_where_it_is_made(bench: Bench) -> None:
+    client = await bench.connect()
+    client.write(DIAL)
+    await settled(lambda: len(bench.commands.clients) == 1)
+    with pytest.raises(LocalProtocolError):
+        await bench.commands.clients[0].send(encode_frame(Code.RECV, bytes(1 << 20)))
+    await bench.commands.clients[0].send(encode_frame(Code.RECV, b"fits"))
+    assert await client.read_frame() == encode_frame(Code.RECV, b"fits")[4:]
+
+
+async def test_background_task_that_crashes_takes_nothing_along(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    client = await bench.connect()
+    client.write(DIAL)
+    await settled(lambda: len(bench.commands.clients) == 1)
+
+    async def crash() -> None:
+        raise ZeroDivisionError
+
+    async def leave() -> None:
+        raise IPCClosedError
+
+    bench.commands.clients[0].start_soon(crash)
+    bench.commands.clients[0].start_soon(leave)
+    await trio.testing.wait_all_tasks_blocked()
+    assert await client.ask(HEALTH) == HEALTH_OK[4:]
+    assert len(caplog.records) == bench.server.statistics().crashes == 1
+
+
+async def test_nothing_can_be_started_for_a_client_that_is_gone(bench: Bench) -> None:
+    client = await bench.connect()
+    client.write(DIAL)
+    await settled(lambda: len(bench.commands.clients) == 1)
+    client.close()
+    await settled(lambda: bench.server.client_count == 0)
+    bench.commands.clients[0].start_soon(trio.sleep_forever)
+    await trio.testing.wait_all_tasks_blocked()
+    with pytest.raises(IPCClosedError):
+        await bench.commands.clients[0].send(HEALTH_OK)
+
+
+async def test_repeated_snapshot_is_built_once_but_never_across_another_request(bench: Bench) -> None:
+    built: list[int] = []
+
+    def build(client: Client, payload: bytes) -> bytes:
+        built.append(len(bench.commands.seen))
+        return encode_frame(Code.INFO_OK, str(len(bench.commands.seen)).encode())
+
+    bench.server._commands[Code.INFO] = Route(build, snapshot=True)
+    client = await bench.connect()
+    info, send = encode_frame(Code.INFO), encode_frame(Code.SEND, b"x")
+    client.write(info * 10 + send + info * 10)
+    frames = await client.read_frames(20)
+    assert frames == [bytes([Code.INFO_OK]) + b"0"] * 10 + [bytes([Code.INFO_OK]) + b"1"] * 10
+    assert built == [0, 1]
+    assert await client.ask(info) == bytes([Code.INFO_OK]) + b"1"
+    assert built == [0, 1, 1]
+
+
+async def test_a_flood_gives_way_to_others_every_quantum(bench: Bench) -> None:
+    flooding, neighbour = await bench.connect(), await bench.connect()
+    order: list[int] = []
+
+    def note(client: Client, payload: bytes) -> None:
+        order.append(client.client_id)
+
+    bench.server._commands[Code.SEND] = Route(note, Lane.FIFO, replies=False)
+    await trio.testing.wait_all_tasks_blocked()
+    flooding.write(encode_frame(Code.SEND) * 1000)
+    neighbour.write(encode_frame(Code.SEND))
+    await settled(lambda: len(order) == 1001)
+    assert order.index(2) <= 2 * TURN_QUANTUM // DISPATCH_COST
