@@ -34,8 +34,7 @@ def call(
     deadline = time.monotonic() + timeout
     try:
         endpoint = Endpoint.parse(address)
-        with socket.create_connection(endpoint, timeout=timeout) as plain:
-            stream = _wrap(plain, endpoint.host, tls) if tls is not None else plain
+        with _connect(endpoint, tls, timeout) as stream:
             stream.sendall(encode_frame(canonical_json.dumps(request)))
             (length,) = LENGTH.unpack(_read(stream, LENGTH.size, deadline))
             if length > REGISTRY_FRAME_MAX:
@@ -46,6 +45,17 @@ def call(
     if answer.get("type") == "error":
         raise RegistryError(str(answer.get("error", "")), str(request.get("type", "")))
     return answer
+
+
+def _connect(endpoint: Endpoint, tls: RegistryTLS | None, timeout: float) -> socket.socket:
+    plain = socket.create_connection(endpoint, timeout=timeout)
+    if tls is None:
+        return plain
+    try:
+        return _wrap(plain, endpoint.host, tls)
+    except BaseException:
+        plain.close()
+        raise
 
 
 def _wrap(plain: socket.socket, host: str, tls: RegistryTLS) -> socket.socket:
