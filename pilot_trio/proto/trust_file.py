@@ -11,9 +11,9 @@ from typing import Any, Final, TypeVar
 from pilot_trio.address import NetworkId, NodeId
 from pilot_trio.errors import DecodeError
 from pilot_trio.proto.trust import OUTGOING_MAX, REQUEST_LIFETIME, PendingRequest, TrustedPeer, TrustTable
+from pilot_trio.wire import canonical_json
 from pilot_trio.wire.json_text import member, parse_object
 
-_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 _U32_MAX: Final = 0xFFFFFFFF
 _U16_MAX: Final = 0xFFFF
 
@@ -29,8 +29,7 @@ def dump_trust(table: TrustTable) -> bytes:
         "outgoing": [{"node_id": node, "sent_at": format_time(sent)} for node, sent in table.outgoing.items()],
     }
     record.update((name, rows) for name, rows in lists.items() if rows)
-    text = json.dumps(record, indent=2, ensure_ascii=False).translate(_ESCAPES)
-    return text.encode("utf-8", "replace")
+    return canonical_json.escape(json.dumps(record, indent=2, ensure_ascii=False))
 
 
 def load_trust(content: bytes, now: float) -> tuple[TrustTable, list[str]]:

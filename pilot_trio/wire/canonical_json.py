@@ -13,6 +13,10 @@ _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u202
 
 
 def dumps(value: Mapping[str, Any]) -> bytes:
-    """Encode a JSON object as UTF-8 bytes. The escaped characters can occur in strings only, so a translation is safe."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """Encode a JSON object as UTF-8 bytes."""
+    return escape(json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+
+
+def escape(text: str) -> bytes:
+    """Return JSON text as UTF-8 bytes in this dialect. What is escaped can occur in strings only, so that is safe."""
     return text.translate(_ESCAPES).encode("utf-8", "replace")

@@ -10,15 +10,13 @@ from typing import Any, Final, Protocol
 import attrs
 
 from pilot_trio.errors import DecodeError, LocalProtocolError
+from pilot_trio.wire import canonical_json
 from pilot_trio.wire.json_text import member, parse_object
 from pilot_trio.wire.registry import handshake_text
 
-ENCODED_MAX: Final = (
-    1150  # bytes of a message that we send; other receivers parse what their first read returns, a segment
-)
+ENCODED_MAX: Final = 1150  # bytes of a message that we send; others parse what their first read returns, one segment
 RECEIVED_MAX: Final = 64 << 10  # bytes of a message that we read; protocol, `spec/services.md` §1.3
 
-_ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 _U32_MAX: Final = 0xFFFFFFFF
 _I64_MAX: Final = (1 << 63) - 1
 
@@ -49,16 +47,14 @@ class HandshakeMessage:
     node_id: int
     public_key: str = ""  # base64; empty only in messages that other programs send
     justification: str = ""
-    signature: str = (
-        ""  # base64, over `handshake:<sender>:<receiver>` and so the same for every message between the two
-    )
+    signature: str = ""  # base64, over `handshake:<sender>:<receiver>`: the same for every message between the two
     reason: str = ""
     timestamp: int = 0  # Unix seconds
 
     def encode(self) -> bytes:
         """Return the bytes of the message, members in the protocol's order."""
         text = json.dumps(attrs.asdict(self), ensure_ascii=False, separators=(",", ":"))
-        return text.translate(_ESCAPES).encode("utf-8", "replace")
+        return canonical_json.escape(text)
 
     @classmethod
     def decode(cls, data: bytes) -> HandshakeMessage:
@@ -155,5 +151,4 @@ def _integer(record: dict[str, Any], key: str, minimum: int, maximum: int) -> in
 
 
 def _encoded_size(text: str) -> int:
-    quoted = json.dumps(text, ensure_ascii=False).translate(_ESCAPES)
-    return len(quoted.encode("utf-8", "replace")) - 2
+    return len(canonical_json.escape(json.dumps(text, ensure_ascii=False))) - 2  # without the quotes

@@ -126,9 +126,12 @@ def reply(code: int, body: Mapping[str, Any]) -> bytes:
 
     Raises:
       CommandError: the body is above the limit of a frame, which would cost the client its connection
-        (`spec/ipc.md` §5.9).
+        (`spec/ipc.md` §5.9), or holds what JSON has no form for (a registry may write `1e999`, which reads as infinity).
     """
-    encoded = dumps(body)
+    try:
+        encoded = dumps(body)
+    except (ValueError, RecursionError) as exc:
+        raise CommandError(f"reply cannot be encoded: {exc}") from exc
     if len(encoded) > JSON_MAX:
         raise CommandError(f"reply too large: {len(encoded)} bytes (max {JSON_MAX})")
     return encode_frame(code, encoded)

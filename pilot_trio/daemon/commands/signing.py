@@ -31,9 +31,7 @@ from pilot_trio.wire.json_text import member, parse_object
 from pilot_trio.wire.registry import Message
 
 KEYS_MAX: Final = 1024  # keys of other nodes kept for verifying; the one unused for longest goes first
-WINDOW_MAX: Final = (
-    9_223_372_036  # seconds of clock difference that a caller may ask for; 64 bits of nanoseconds, as elsewhere
-)
+WINDOW_MAX: Final = 9_223_372_036  # seconds that a caller may allow clocks to differ; 64 bits of nanoseconds
 
 _log = logging.getLogger("pilot_trio.node")
 

@@ -120,6 +120,13 @@ async def test_an_error_key_in_a_success_is_not_passed_on(autojump_clock: trio.t
         assert json.loads((await peer.ask(0x17))[1]) == {"type": "deregister_ok", "x": 1}
 
 
+async def test_an_answer_that_json_has_no_form_for_is_an_error(autojump_clock: trio.testing.MockClock) -> None:
+    async with assembled(registry=ScriptedRegistry({"deregister": lambda _f: {"x": float("inf")}})) as node:
+        peer = await node.connect()
+        assert (await peer.error(0x17)).startswith("deregister: reply cannot be encoded: ")
+        assert node.server.statistics().crashes == 0
+
+
 async def test_an_oversize_answer_is_an_error_and_not_the_end(autojump_clock: trio.testing.MockClock) -> None:
     async with assembled(registry=ScriptedRegistry({"deregister": lambda _f: {"x": "y" * (1 << 20)}})) as node:
         peer = await node.connect()
