@@ -3,6 +3,7 @@
 - `endpoint`: a host and a port (no Trio in it).
 - `network`: the seam between the package and the outside world, and its real implementation.
 - `transport`: one IPC client's byte stream, with the non-blocking send that the server's fast path needs.
-- `unix_listener`: the daemon's Unix socket: safe creation, accept, removal (`spec/ipc.md` §1).
+- `socket_transport`: that on a Unix socket, with Linux's habits taken into account.
+- `socket_file`, `unix_listener`: the daemon's Unix socket: safe creation and removal, accept (`spec/ipc.md` §1).
 - `files`: atomic save and load.
 """
