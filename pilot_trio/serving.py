@@ -20,6 +20,7 @@ from pilot_trio.config import Config, RendezvousConfig
 from pilot_trio.daemon.node import Node, NodeStatistics, open_ipc_listener, serve_node
 from pilot_trio.errors import PilotError, StartupError, StoreError
 from pilot_trio.net import files
+from pilot_trio.net.addresses import on_this_machine
 from pilot_trio.net.network import Endpoint, Network, SystemNetwork
 from pilot_trio.net.service_nursery import ServiceNursery, open_service_nursery
 from pilot_trio.net.transport import TransportListener
@@ -143,16 +144,10 @@ def _pointed_at(config: Config, rendezvous: RendezvousHandle) -> Config:
     """Return the settings with the embedded rendezvous filled in where no other registry or beacon is named."""
     registry, beacon = config.registry, config.beacon
     if registry.endpoint is None and rendezvous.registry is not None:
-        registry = attrs.evolve(registry, endpoint=_reachable(rendezvous.registry))
+        registry = attrs.evolve(registry, endpoint=on_this_machine(rendezvous.registry))
     if not beacon and rendezvous.beacon is not None:
-        beacon = (_reachable(rendezvous.beacon),)
+        beacon = (on_this_machine(rendezvous.beacon),)
     return attrs.evolve(config, registry=registry, beacon=beacon)
-
-
-def _reachable(endpoint: Endpoint) -> Endpoint:
-    """Return where a listener on this very machine is reached: one on every address is reached on loopback."""
-    loopback = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (compared with, not bound)
-    return Endpoint(loopback.get(endpoint.host, endpoint.host), endpoint.port)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ no beacon message is counted and dropped.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from pilot_trio.address import NodeId
 from pilot_trio.daemon.interfaces import Registry
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.errors import DecodeError, RegistryError
+from pilot_trio.net.addresses import is_literal, is_public
 from pilot_trio.net.network import DatagramSocket, Endpoint, Network
 from pilot_trio.wire.beacon import Discover, DiscoverReply, Notify, NotifyKind, decode, normalise_host
 
@@ -227,29 +227,6 @@ def listed_beacons(beacons: Any) -> list[Endpoint]:
             endpoint = Endpoint.parse(text) if isinstance(text, str) else None
         except ValueError:
             continue
-        if endpoint is not None and endpoint.host and (is_public(endpoint.host) or not _is_literal(endpoint.host)):
+        if endpoint is not None and endpoint.host and (is_public(endpoint.host) or not is_literal(endpoint.host)):
             found.add(endpoint)
     return sorted(found, key=str)[:BEACONS_MAX]
-
-
-def is_public(host: str) -> bool:
-    """Say whether `host` is an address literal that others on the Internet can reach."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return not (
-        address.is_private
-        or address.is_loopback
-        or address.is_link_local
-        or address.is_unspecified
-        or address.is_multicast
-    )
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

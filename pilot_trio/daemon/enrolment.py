@@ -12,23 +12,23 @@ that grow and differ from node to node.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import attrs
 import trio
 
 from pilot_trio.address import NodeId
 from pilot_trio.config import Config
-from pilot_trio.daemon.beacon_client import BeaconClient, is_public
+from pilot_trio.daemon.beacon_client import BeaconClient
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.interfaces import Registry
 from pilot_trio.daemon.networks import Networks
 from pilot_trio.daemon.state import REFERENCE_VERSION, NodeState
 from pilot_trio.errors import RegistryError, RegistryUnavailable, StartupError
+from pilot_trio.net.addresses import is_literal, is_public, on_this_machine
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.registry.backoff import Backoff
 from pilot_trio.registry.client import INTERACTIVE_TIMEOUT
@@ -114,7 +114,7 @@ class Enrolment:
         self._reregister_backoff = Backoff(REREGISTER_DELAY_FIRST, REREGISTER_DELAY_MAX, self._rng)
         self._heartbeats = self._failed_heartbeats = self._registrations = 0
 
-    async def run(self) -> NoReturn:
+    async def run(self) -> None:
         """Register and stay registered until cancelled.
 
         Raises:
@@ -127,7 +127,6 @@ class Enrolment:
             nursery.start_soon(self._networks.run)
             nursery.start_soon(self._announce_hostname_forever)
             nursery.start_soon(self._beat_forever)
-        raise AssertionError("unreachable: the tasks above run until cancelled")
 
     def statistics(self) -> EnrolmentStatistics:
         """Return the counters."""
@@ -142,10 +141,7 @@ class Enrolment:
         discovered = await self._beacon.discover()
         if self._config.advertise_endpoint is not None:
             return self._config.advertise_endpoint
-        if discovered is not None:
-            return discovered
-        loopback = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (every address is not one)
-        return Endpoint(loopback.get(self._bound.host, self._bound.host), self._bound.port)
+        return discovered or on_this_machine(self._bound)
 
     async def _enrol(self) -> None:
         """Register for the first time in this process."""
@@ -232,7 +228,7 @@ class Enrolment:
             own = Endpoint.parse(self._listen_addr)
         except (ValueError, AttributeError):
             return
-        if is_public(observed.host) and not is_public(own.host) and _is_literal(own.host):
+        if is_public(observed.host) and not is_public(own.host) and is_literal(own.host):
             self._state.endpoint = str(Endpoint(observed.host, own.port))
 
     async def _announce(self, hostname: str) -> None:
@@ -342,11 +338,3 @@ class Enrolment:
 def _is_lost(exc: RegistryError) -> bool:
     """Say whether a refused heartbeat means that the registry does not know us (any more); its texts are the protocol's."""
     return UNKNOWN_NODE in exc.text or BAD_SIGNATURE in exc.text
-
-
-def _is_literal(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

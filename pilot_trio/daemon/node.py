@@ -246,11 +246,12 @@ class Node:
         self, nursery: trio.Nursery, name: str, port: int, handle: Callable[[OverlayStream], Awaitable[None]]
     ) -> None:
         async def serve_one(stream: OverlayStream) -> None:
-            try:
-                await handle(stream)
-            except Exception:
-                # The border of one peer: whatever goes wrong with it is no reason to stop serving the others.
-                _log.exception("%s failed", name, extra={"kv": {"remote": str(stream.remote)}})
+            async with stream:
+                try:
+                    await handle(stream)
+                except Exception:
+                    # The border of one peer: whatever goes wrong with it is no reason to stop serving the others.
+                    _log.exception("%s failed", name, extra={"kv": {"remote": str(stream.remote)}})
 
         nursery.start_soon(trio.serve_listeners, serve_one, [listen(self.streams, port, name)])
         _log.info("%s service listening", name, extra={"kv": {"port": port}})

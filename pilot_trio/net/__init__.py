@@ -1,6 +1,7 @@
 """Sockets, files and clocks: thin Trio shells without protocol knowledge.
 
-- `endpoint`: a host and a port (no Trio in it).
+- `endpoint`, `addresses`: a host and a port, and what they are good for (no Trio in them).
+- `service_nursery`: services that end after their users.
 - `network`: the seam between the package and the outside world, and its real implementation.
 - `transport`: one IPC client's byte stream, with the non-blocking send that the server's fast path needs.
 - `socket_transport`: that on a Unix socket, with Linux's habits taken into account.

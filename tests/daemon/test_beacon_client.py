@@ -13,9 +13,9 @@ from pilot_trio.daemon.beacon_client import (
     DISCOVER_TIMEOUT,
     BeaconClient,
     fnv1a_32,
-    is_public,
     listed_beacons,
 )
+from pilot_trio.net.addresses import is_public
 from pilot_trio.net.network import DatagramSocket, Endpoint
 from pilot_trio.testing import MemoryNetwork
 from pilot_trio.testing.memory_network import MemoryDatagramSocket
@@ -259,23 +259,3 @@ def test_only_usable_entries_of_a_list_count() -> None:
 @pytest.mark.parametrize("count", [BEACONS_MAX, BEACONS_MAX + 1])
 def test_length_of_a_list_is_bounded(count: int) -> None:
     assert len(listed_beacons([{"addr": f"b{number}.example:1"} for number in range(count)])) == BEACONS_MAX
-
-
-@pytest.mark.parametrize(
-    ("host", "public"),
-    [
-        ("8.8.8.8", True),
-        ("2606:4700::1", True),
-        ("10.1.1.1", False),
-        ("127.0.0.1", False),
-        ("::1", False),
-        ("0.0.0.0", False),
-        ("169.254.1.1", False),
-        ("fe80::1", False),
-        ("224.0.0.1", False),
-        ("name.example", False),
-        ("", False),
-    ],
-)
-def test_public_addresses_are_told_from_others(host: str, public: bool) -> None:
-    assert is_public(host) is public

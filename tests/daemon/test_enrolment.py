@@ -173,6 +173,22 @@ async def test_configured_endpoint_is_registered(
 
 
 @pytest.mark.parametrize(
+    ("advertised", "listen_addr"), [(None, "203.0.113.77:4001"), ("example.org:6", "example.org:6")]
+)
+async def test_endpoint_that_the_beacon_sees_is_registered(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, advertised: str | None, listen_addr: str
+) -> None:
+    async def discover(_: BeaconClient) -> Endpoint:
+        return Endpoint("203.0.113.77", 4001)
+
+    monkeypatch.setattr(BeaconClient, "discover", discover)
+    setup = Setup(advertise_endpoint=advertised)
+    async with setup.running():
+        await setup.enrolment.announced.wait()
+        assert setup.client.calls[0].fields["listen_addr"] == listen_addr
+
+
+@pytest.mark.parametrize(
     ("observed", "settings", "endpoint"),
     [
         ("8.8.8.8:77", {}, "8.8.8.8:4000"),

@@ -70,6 +70,12 @@ async def test_identity_that_cannot_be_saved_ends_the_start(tmp_path: Path) -> N
         await open_home(Config(home=tmp_path, identity=tmp_path / "file" / "id.json", registry=REGISTRY))
 
 
+async def test_full_disk_ends_the_start_of_a_node_without_a_key(tmp_path: Path) -> None:
+    (tmp_path / "identity.json.tmp").mkdir()
+    with pytest.raises(StartupError, match=r"^save identity: .*identity.json.tmp"):
+        await open_home(Config(home=tmp_path, registry=REGISTRY))
+
+
 async def test_account_that_cannot_be_saved_is_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "account.json").mkdir()
     home = await open_home(Config(home=tmp_path, registry=REGISTRY))

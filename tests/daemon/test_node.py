@@ -19,6 +19,7 @@ from pilot_trio.daemon.node import IPC_OPEN_DELAY, Node, serve_node
 from pilot_trio.driver import open_driver
 from pilot_trio.errors import StartupError
 from pilot_trio.net.network import Endpoint
+from pilot_trio.services.eventstream import EventStream
 from pilot_trio.testing import MemoryNetwork, MemoryStream, MemoryTransportListener
 from pilot_trio.wire.beacon import Notify
 from pilot_trio.wire.ipc import Code, encode_frame
@@ -249,6 +250,24 @@ async def test_services_can_be_left_out(
 ) -> None:
     async with running(world.network, world.registry), world.node(services=ServicesConfig(**services)) as node:
         assert node.statistics().streams.ports == ports
+
+
+async def test_service_that_crashes_costs_one_stream(
+    autojump_clock: MockClock, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def crash(_self: EventStream, _stream: trio.abc.Stream) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(EventStream, "handle", crash)
+    async with (
+        running(world.network, world.registry),
+        world.node(),
+        open_driver(connect_with=world.listener.open_transport) as driver,
+    ):
+        for _ in range(2):
+            async with await driver.dial("0:0000.0000.0007", 1002) as stream:
+                assert await stream.receive_some() == b""
+        assert "eventstream failed" in caplog.text
 
 
 # Endings
