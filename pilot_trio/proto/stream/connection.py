@@ -160,6 +160,16 @@ class Connection:
         """True when nothing will become readable beyond what is."""
         return not self._receive_open
 
+    @property
+    def owes_acknowledgment(self) -> bool:
+        """True while a packet is waiting to be asked for: reading may have opened the window again."""
+        return self._acks_owed > 0
+
+    @property
+    def holds_peer_fin(self) -> bool:
+        """True while the peer's FIN waits for data that it overtook."""
+        return self._peer_fin is not None and self.state is State.ESTABLISHED
+
     def write(self, data: bytes | memoryview) -> int:
         """Take as much of `data` as there is room for; return how many bytes that were.
 
