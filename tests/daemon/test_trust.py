@@ -21,7 +21,7 @@ from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.trust import REAP_INTERVAL, WAIT_MAX, TrustService
 from pilot_trio.daemon.trust_store import SAVE_RETRY
 from pilot_trio.errors import CommandError, DialRefused, RegistryError, RegistryUnavailable
-from pilot_trio.proto.trust import REVOKED_COOL_DOWN
+from pilot_trio.proto.trust import PENDING_MAX, REQUEST_LIFETIME, REVOKED_COOL_DOWN, PendingRequest
 from pilot_trio.services.handshake import LINGER, serve_handshakes
 from pilot_trio.wire.handshake import HandshakeMessage, Kind, make_message
 from pilot_trio.wire.registry import Message
@@ -243,6 +243,91 @@ async def test_members_of_a_network_trust_each_other(direct: bool, autojump_cloc
         assert await ann.trust.wait(BOB, 5)
         (bobs,) = bob.trust.trusted_rows()
         assert bobs["network"] == 7
+
+
+async def test_an_answer_that_cannot_be_delivered_is_relayed(autojump_clock: trio.testing.MockClock) -> None:
+    async with two_nodes(direct=False, auto_approve=True) as (world, ann, bob):
+        await bob.trust.receive(make_message(Kind.REQUEST, ann.state.identity, ANN, BOB, wall_time()), ANN)
+        await settle()
+        assert world.relay.count("respond_handshake", accept=True) == 1
+
+
+async def test_a_relayed_request_may_be_approved_automatically(autojump_clock: trio.testing.MockClock) -> None:
+    async with two_nodes(direct=False, auto_approve=True) as (world, ann, bob):
+        await ann.trust.request(BOB, "")
+        await bob.trust.poll()
+        assert await ann.trust.wait(BOB, 5)
+        assert bob.topics()[-2:] == [
+            "handshake.auto_approved:auto_approve_relayed",
+            "trust.changed:auto_approve_relayed",
+        ]
+        await settle()
+        assert bob.trust.known_key(ANN) == ann.state.identity.public_key_b64
+        assert world.relay.count("report_trust", node_id=BOB) == 1
+        # The same request again, as after a lost answer: it is answered again, and nothing else happens.
+        bob.events.clear()
+        world.relay.requests[BOB] = [{"from_node_id": ANN, "justification": ""}]
+        await trio.sleep(3)
+        await bob.trust.poll()
+        await settle()
+        assert bob.topics() == ["handshake.received"]
+        assert world.relay.count("respond_handshake", accept=True) == 2
+
+
+async def test_a_trusted_peer_is_not_asked_again(autojump_clock: trio.testing.MockClock) -> None:
+    async with two_nodes(auto_approve=True) as (world, ann, _bob):
+        await ann.trust.request(BOB, "")
+        await settle()
+        dials = world.dials
+        assert await ann.trust.request(BOB, "")
+        assert world.dials == dials
+
+
+async def test_without_the_registry_a_peer_is_heard_but_not_proven(autojump_clock: trio.testing.MockClock) -> None:
+    async with two_nodes() as (world, ann, bob):
+        bob.trust._table.start_request(ANN, EPOCH)
+        world.relay.down = True
+        await bob.trust.receive(make_message(Kind.REQUEST, ann.state.identity, ANN, BOB, wall_time()), ANN)
+        assert not bob.trust.is_trusted(ANN)  # else it would be mutual
+        assert bob.trust.pending_count == 1
+
+
+async def test_requests_beyond_the_bound_are_dropped(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "pilot_trio.trust")
+    async with two_nodes() as (world, _ann, bob):
+        world.relay.requests[BOB] = [{"from_node_id": node} for node in range(100, 100 + PENDING_MAX + 1)]
+        await bob.trust.poll()
+        assert bob.trust.pending_count == PENDING_MAX
+        assert "handshake request dropped" in caplog.text
+
+
+async def test_the_beacon_may_ask_for_a_poll(autojump_clock: trio.testing.MockClock) -> None:
+    async with two_nodes() as (world, _ann, bob):
+        world.relay.requests[BOB] = [{"from_node_id": 9}]
+        bob.trust.poke()
+        await trio.sleep(0.5)
+        assert bob.trust.pending_count == 1
+
+
+async def test_a_stream_that_breaks_while_sending_is_closed_and_the_request_relayed(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with two_nodes() as (world, ann, bob):
+        broken, far = trio.testing.memory_stream_pair()
+        await trio.aclose_forcefully(far)
+
+        async def dial(_node: NodeId, _port: int) -> trio.abc.Stream:
+            await trio.lowlevel.checkpoint()
+            return broken
+
+        ann.trust._courier._dial = dial
+        await ann.trust.request(BOB, "")
+        assert world.relay.count("request_handshake") == 1
+        with pytest.raises(trio.ClosedResourceError):
+            await broken.send_all(b"x")
+        assert bob.events == []
 
 
 async def test_a_node_may_trust_itself(autojump_clock: trio.testing.MockClock) -> None:
@@ -497,6 +582,13 @@ class TestFile:
                 await until(path.exists)
             assert "revoked" in json.loads(path.read_bytes())
 
+    async def test_an_unusable_record_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path = tmp_path / "trust.json"
+        path.write_bytes(b'{"trusted":[{"node_id":9,"approved_at":"yesterday"}]}')
+        async with self.node(path) as (_, ann):
+            assert ann.trust.trusted_rows() == []
+        assert "trust record skipped" in caplog.text
+
     async def test_an_unreadable_file_is_an_empty_one(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         path = tmp_path / "trust.json"
         path.write_bytes(b"{")
@@ -524,5 +616,8 @@ async def test_the_reaper_runs(autojump_clock: trio.testing.MockClock) -> None:
     async with two_nodes() as (_, ann, _bob):
         with pytest.raises(CommandError):
             ann.trust.revoke(BOB)
+        old = wall_time() - REQUEST_LIFETIME
+        ann.trust._table.pending[BOB] = PendingRequest(BOB, old)
         await trio.sleep(max(REAP_INTERVAL, REVOKED_COOL_DOWN) * 2 + 1)
         assert ann.trust._table.revoked == {}
+        assert ann.trust.pending_count == 0

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilot_trio.crypto.identity import Identity
-from pilot_trio.errors import DecodeError
+from pilot_trio.errors import DecodeError, LocalProtocolError
 from pilot_trio.wire.handshake import ENCODED_MAX, HandshakeMessage, Kind, MessageBoundary, cut_to_encoded, make_message
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "services.json").read_text())
@@ -94,6 +94,17 @@ def test_a_message_always_fits_into_one_segment(justification: str, reason: str)
     )
     assert len(message.encode()) <= ENCODED_MAX
     assert (justification * 50).startswith(message.justification)
+
+
+def test_a_message_that_no_cut_can_help_is_refused() -> None:
+    class Verbose:
+        public_key_b64 = "x" * ENCODED_MAX
+
+        def sign(self, message: bytes) -> bytes:
+            return message
+
+    with pytest.raises(LocalProtocolError, match=r"^a handshake of node 1 does not fit into 1150 bytes$"):
+        make_message(Kind.REQUEST, Verbose(), 1, 2, NOW)
 
 
 def test_the_text_is_cut_exactly_where_it_no_longer_fits() -> None:

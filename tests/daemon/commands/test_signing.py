@@ -166,6 +166,15 @@ class TestVerify:
                 del reply[key]
             assert reply == standing
 
+    async def test_without_the_registry_there_is_no_standing(self, autojump_clock: trio.testing.MockClock) -> None:
+        async with assembled(registry=lookup()) as node:
+            peer = await node.connect()
+            await check(peer, envelope())
+            node.registry.answers.clear()
+            reply = await check(peer, envelope(), check_standing=True)
+            assert reply["valid"]
+            assert "network_member" not in reply
+
     async def test_a_record_without_a_usable_key(self, autojump_clock: trio.testing.MockClock) -> None:
         for key, size in ((None, 0), ("!", 0), ("AAAA", 3)):
             async with assembled(registry=lookup(public_key=key)) as node:

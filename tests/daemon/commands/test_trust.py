@@ -85,23 +85,19 @@ async def test_waiting_is_answered_at_once_where_it_can_be(autojump_clock: trio.
         assert relay.requests == []
 
 
-async def test_a_wait_of_zero_asks_the_registry_only_while_an_answer_may_come(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
+async def test_a_wait_of_zero_joins_a_poll_that_may_bring_the_answer(autojump_clock: trio.testing.MockClock) -> None:
     relay = registry()
     async with assembled(registry=relay) as node:
         peer = await node.connect()
+        started_at = trio.current_time()
         assert (await handshake(peer, 0x01, 9, text=b"why"))["status"] == "sent"
-        await trio.sleep(2.5)
-        polls = len(relay.asked("poll_handshakes"))
-        await trio.sleep(1.4)
-        relay.answers["poll_handshakes"] = lambda _f: {
-            "requests": [],
-            "responses": [{"from_node_id": 9, "accept": True}],
-        }
-        await trio.sleep(0.2)
-        assert (await handshake(peer, 0x07, 9, 0))["trusted"]
-        assert len(relay.asked("poll_handshakes")) == polls + 1
+        await trio.sleep(1)
+        relay.held.add("poll_handshakes")  # the one that starts at two seconds
+        await trio.sleep(2)
+        assert not (await handshake(peer, 0x07, 8, 0))["trusted"]  # nobody was asked, so nothing can have come
+        assert trio.current_time() - started_at == pytest.approx(3)
+        assert not (await handshake(peer, 0x07, 9, 0))["trusted"]
+        assert trio.current_time() - started_at == pytest.approx(5)
 
 
 @pytest.mark.parametrize("milliseconds", [29_999, 30_000, 0xFFFFFFFF])
