@@ -1,7 +1,7 @@
 """The node's side of the beacon protocol: where am I seen, am I registered, does something wait (`spec/tunnel.md` §13).
 
-Owns the reading of the node's UDP socket. Tunnel frames share that socket; this node has no tunnels yet, so whatever is
-no beacon message is counted and dropped.
+The beacon learns our endpoint from the socket that the tunnels use, so everything goes through them: they pass on what a
+beacon says, and get to know which one it is, because they relay and punch through it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import attrs
 import trio
@@ -19,7 +19,7 @@ from pilot_trio.daemon.interfaces import Registry
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.errors import DecodeError, RegistryError
 from pilot_trio.net.addresses import is_literal, is_public
-from pilot_trio.net.network import DatagramSocket, Endpoint, Network
+from pilot_trio.net.network import Endpoint, Network
 from pilot_trio.wire.beacon import Discover, DiscoverReply, Notify, NotifyKind, decode, normalise_host
 
 DISCOVER_TIMEOUT: Final = 5.0  # seconds that the start waits for a beacon's answer; protocol, `spec/tunnel.md` §13.3
@@ -28,7 +28,6 @@ DISCOVER_JITTER: Final = 5.0  # seconds; random part of the first interval; prot
 LIST_INTERVAL: Final = 60.0  # seconds between looks at the list of beacons; protocol, `spec/tunnel.md` §13.5
 LIST_JITTER: Final = 10.0  # seconds; random wait before the first; protocol, `spec/tunnel.md` §13.5
 RESOLVE_TIMEOUT: Final = 5.0  # seconds for the name of a beacon; name servers that hang must not hold up the rest
-RECEIVE_PAUSE: Final = 0.1  # seconds of rest after the operating system refused to receive
 BEACONS_MAX: Final = 64  # beacons to choose from; a registry that lists more is not worth following
 
 _FNV_OFFSET: Final = 0x811C9DC5
@@ -44,7 +43,19 @@ class BeaconStatistics:
     sent: int
     replies: int
     notifies: int
-    ignored: int  # datagrams that were no beacon message for us, or not from the beacon
+    ignored: int  # messages that are not for us, or not from the beacon
+
+
+class BeaconLink(Protocol):
+    """The node's UDP socket and who else uses it: the tunnels."""
+
+    def send_beacon(self, message: bytes, beacon: Endpoint, /) -> bool:
+        """Send a message from the socket of the tunnels; False if it was lost."""
+        ...
+
+    def set_beacon(self, beacon: Endpoint | None, /) -> None:
+        """Learn the address of the beacon in use."""
+        ...
 
 
 class BeaconClient:
@@ -52,7 +63,7 @@ class BeaconClient:
 
     Args:
       network: resolves names of beacons.
-      sock: the node's UDP socket; closed by its owner.
+      link: the way to the beacon; whoever reads the socket calls `receive`.
       state: who we are; `beacon_addr` is kept up to date.
       configured: beacons that the operator named.
       registry: lists further ones.
@@ -65,7 +76,7 @@ class BeaconClient:
         self,
         *,
         network: Network,
-        sock: DatagramSocket,
+        link: BeaconLink,
         state: NodeState,
         configured: Sequence[Endpoint],
         registry: Registry,
@@ -74,7 +85,7 @@ class BeaconClient:
         rng: random.Random | None = None,
     ) -> None:
         self._network = network
-        self._socket = sock
+        self._link = link
         self._state = state
         self._configured = tuple(configured)
         self._registry = registry
@@ -90,9 +101,8 @@ class BeaconClient:
         self._sent = self._replies = self._notifies = self._ignored = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Read the socket, register at the beacon and follow the registry's list until cancelled."""
+        """Register at the beacon and follow the registry's list until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._receive_forever)
             task_status.started()
             await self._choose(self._configured)
             self._chosen.set()
@@ -175,23 +185,14 @@ class BeaconClient:
             self._address = Endpoint(normalise_host(address.host), address.port)
         self._beacon = chosen
         self._state.beacon_addr = str(chosen)
+        self._link.set_beacon(self._address)
 
     def _send(self, message: Discover) -> None:
-        if self._address is not None and self._socket.send_nowait(message.encode(), self._address):
+        if self._address is not None and self._link.send_beacon(message.encode(), self._address):
             self._sent += 1
 
-    async def _receive_forever(self) -> None:
-        while True:
-            try:
-                data, source = await self._socket.receive()
-            except OSError as exc:
-                # Interfaces come and go; a socket that fails for good must not turn this into a busy loop.
-                _log.debug("UDP receive failed", extra={"kv": {"error": str(exc)}})
-                await trio.sleep(RECEIVE_PAUSE)
-            else:
-                self._receive(data, source)
-
-    def _receive(self, data: bytes, source: Endpoint) -> None:
+    def receive(self, data: bytes, source: Endpoint) -> None:
+        """Work in a message that may be a beacon's; whatever the bytes, nothing is raised."""
         try:
             message = decode(data)
         except DecodeError:

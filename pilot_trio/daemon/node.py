@@ -3,7 +3,7 @@
 ::
 
     serve_node   IPC socket file, identity, UDP socket           what can fail at the start, before anybody is told of us
-    └─ services  webhook, beacon                                 end last
+    └─ services  webhook, tunnels, beacon                        end last
        └─ users  ├─ handshake, echo, data exchange, event stream on their ports
                  ├─ trust, managed networks
                  ├─ enrolment: registers, stays registered       nothing here waits for it but one second at the start
@@ -42,6 +42,7 @@ from pilot_trio.daemon.resolver import Resolver
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import NoTunnel, StreamStatistics, StreamTable
 from pilot_trio.daemon.trust import TrustService
+from pilot_trio.daemon.tunnel import Tunnel, TunnelReport
 from pilot_trio.daemon.webhook import Webhook
 from pilot_trio.errors import CommandError, StartupError
 from pilot_trio.net import files
@@ -50,6 +51,7 @@ from pilot_trio.net.service_nursery import open_service_nursery
 from pilot_trio.net.transport import TransportListener
 from pilot_trio.net.unix_listener import open_unix_listener, raise_open_files_limit
 from pilot_trio.proto.ports import PortTable
+from pilot_trio.proto.tunnel.settings import TunnelSettings
 from pilot_trio.registry.client import RegistryClient, RegistryStatistics
 from pilot_trio.registry.tls import TLSPolicy
 from pilot_trio.services.dataexchange import DataExchange
@@ -79,6 +81,7 @@ class NodeStatistics:
     upkeep: RegistryStatistics  # registration, heartbeats
     enrolment: EnrolmentStatistics
     beacon: BeaconStatistics
+    tunnel: TunnelReport
 
 
 class Node:
@@ -130,15 +133,26 @@ class Node:
             keepalive=config.keepalive,
         )
         self.webhook: Final = Webhook(self.events, node_id=lambda: self.state.node_id, secret=config.webhook.secret)
+        self.tunnel: Final = Tunnel(
+            sock=sock,
+            state=self.state,
+            resolver=self.resolver,
+            network=network,
+            bus=self.events,
+            settings=TunnelSettings(
+                encrypt=config.encrypt, relay_only=config.relay_only, is_trusted=self.trust.is_trusted
+            ),
+        )
         self.beacon: Final = BeaconClient(
             network=network,
-            sock=sock,
+            link=self.tunnel,
             state=self.state,
             configured=config.beacon,
             registry=self.upkeep,
             on_notify=self.trust.poke,
             keepalive=config.keepalive,
         )
+        self.tunnel.on_beacon = self.beacon.receive
         self.enrolment: Final = Enrolment(
             config=config,
             state=self.state,
@@ -174,6 +188,7 @@ class Node:
             upkeep=self.upkeep.statistics(),
             enrolment=self.enrolment.statistics(),
             beacon=self.beacon.statistics(),
+            tunnel=self.tunnel.statistics(),
         )
 
     async def run(self, listener: TransportListener, *, task_status: trio.TaskStatus[Node]) -> None:
@@ -181,6 +196,7 @@ class Node:
         await self._load_webhook()
         async with open_service_nursery() as services:
             drained = await services.start(self._deliver_events)
+            await services.start(self.tunnel.run)
             await services.start(self.beacon.run)
             try:
                 await self._run_users(listener, task_status)

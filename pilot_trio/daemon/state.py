@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -13,10 +14,7 @@ from pilot_trio.version import REFERENCE_VERSION as REFERENCE_VERSION
 
 @attrs.define(eq=False)
 class TunnelStatistics:
-    """What Info and Health say about tunnels to other nodes: the one place that the tunnel part fills.
-
-    A node without tunnels reaches itself alone, so zeros are the truth. Sizes are bytes of datagrams.
-    """
+    """What Info and Health say about tunnels to other nodes, at one moment. Sizes are bytes of datagrams."""
 
     peers: int = 0
     encrypted_peers: int = 0
@@ -28,7 +26,7 @@ class TunnelStatistics:
     packets_received: int = 0
     encryption_successes: int = 0
     encryption_failures: int = 0
-    peer_rows: list[dict[str, Any]] = attrs.field(factory=list)  # `spec/ipc.md` §5.9, `peer_list`
+    list_peers: Callable[[], list[dict[str, Any]]] = list  # makes `peer_list`, `spec/ipc.md` §5.9
 
 
 @attrs.frozen
@@ -56,7 +54,14 @@ class NodeState:
     networks: list[NetworkId] = attrs.field(factory=list)  # joined ones, without the backbone
     allowed_ports: dict[NetworkId, frozenset[int]] = attrs.field(factory=dict)  # empty or absent: all ports allowed
     registry_reachable: bool = False  # the last exchange with the registry got an answer
-    tunnel: TunnelStatistics = attrs.field(factory=TunnelStatistics)
+    tunnel_source: Callable[[], TunnelStatistics] = (
+        TunnelStatistics  # set by the tunnel; without one there are no peers
+    )
+
+    @property
+    def tunnel(self) -> TunnelStatistics:
+        """The tunnels' counters now."""
+        return self.tunnel_source()
 
     @property
     def registered(self) -> bool:

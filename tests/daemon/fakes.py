@@ -14,6 +14,7 @@ from pilot_trio.crypto.identity import Identity
 from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.errors import RegistryError, RegistryUnavailable
+from pilot_trio.net.network import DatagramSocket, Endpoint
 from pilot_trio.wire.registry import Message
 
 SEED = bytes(range(32))
@@ -61,6 +62,20 @@ class ShortestWaits(random.Random):
 
     def uniform(self, a: float, b: float) -> float:
         return a
+
+
+class Link:
+    """The node's socket without tunnels."""
+
+    def __init__(self, sock: DatagramSocket) -> None:
+        self.sock = sock
+        self.beacon: Endpoint | None = None
+
+    def send_beacon(self, message: bytes, beacon: Endpoint) -> bool:
+        return self.sock.send_nowait(message, beacon)
+
+    def set_beacon(self, beacon: Endpoint | None) -> None:
+        self.beacon = beacon
 
 
 def refused(text: str = "request failed") -> RegistryError:

@@ -21,7 +21,7 @@ from pilot_trio.daemon.resolver import Resolver
 from pilot_trio.errors import StartupError
 from pilot_trio.net.network import Endpoint
 from pilot_trio.testing import MemoryNetwork
-from tests.daemon.fakes import Answer, FakeClient, ShortestWaits, make_state, record_events, refused, unavailable
+from tests.daemon.fakes import Answer, FakeClient, Link, ShortestWaits, make_state, record_events, refused, unavailable
 
 BEAT = 60.0
 
@@ -55,7 +55,7 @@ class Setup:
         sock = await network.open_udp(Endpoint("", 4000))
         beacon = BeaconClient(
             network=network,
-            sock=sock,
+            link=Link(sock),
             state=self.state,
             configured=(Endpoint("127.0.0.1", 9001),),
             registry=FakeClient(),

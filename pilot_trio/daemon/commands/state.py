@@ -83,7 +83,9 @@ class Snapshots:
         """Answer Info."""
         now = trio.current_time()
         if now >= self._info_expires_at:
-            body = fit_info(_info_fields(self._node, now), self._node.state.tunnel.peer_rows, self._node.streams.rows())
+            body = fit_info(
+                _info_fields(self._node, now), self._node.state.tunnel.list_peers(), self._node.streams.rows()
+            )
             self._info_frame = encode_frame(Code.INFO_OK, body)
             self._info_expires_at = now + INFO_CACHE
         return self._info_frame

@@ -92,8 +92,9 @@ class Refused(Event):
 
     node: int
     drop: Drop
-    counter: int = 0
-    claimed: int = 0
+    detail: int = 0
+    """`REPLAY`: the counter; `SPOOFED_SOURCE`: the claimed node; `NO_SESSION`: 1 if its key was asked for; `NOT_FROM_BEACON`:
+    the kind of message."""
 
 
 @attrs.frozen
@@ -141,6 +142,20 @@ class Salvaged(Event):
 
     node: int
     replayed: int
+
+
+@attrs.frozen
+class PeerAdded(Event):
+    """A node unknown so far sent a plaintext packet (encryption is off)."""
+
+    node: int
+
+
+@attrs.frozen
+class KeyUpdated(Event):
+    """The registry names another key for the node than it did before, and the node has shown that one."""
+
+    node: int
 
 
 @attrs.frozen

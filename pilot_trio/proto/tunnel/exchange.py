@@ -11,7 +11,16 @@ from pilot_trio.errors import AuthenticationError, DecodeError
 from pilot_trio.proto.limits import KeyedBuckets, TokenBucket
 from pilot_trio.proto.tunnel.core import Core
 from pilot_trio.proto.tunnel.errors import NoAddress
-from pilot_trio.proto.tunnel.events import Addr, Drop, Established, KeyNeeded, Refused, Salvaged, SameSession
+from pilot_trio.proto.tunnel.events import (
+    Addr,
+    Drop,
+    Established,
+    KeyNeeded,
+    KeyUpdated,
+    Refused,
+    Salvaged,
+    SameSession,
+)
 from pilot_trio.proto.tunnel.peer import Exchange, Peer
 from pilot_trio.proto.tunnel.session import Session
 from pilot_trio.proto.tunnel.settings import (
@@ -206,6 +215,8 @@ class KeyExchanges:
         elif not verify(frame.ed25519, frame.signature, frame.signed_bytes):
             self._refuse(node, Drop.BAD_SIGNATURE)
         else:
+            if arrival.refetched:
+                core.events.append(KeyUpdated(node))
             self._accept(core.peer(node, now), frame, arrival, now)
 
     def _ask_for_key(self, node: int, arrival: _Arrival, now: float, *, fresh: bool) -> None:

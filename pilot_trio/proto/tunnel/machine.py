@@ -13,6 +13,7 @@ from typing import Any
 
 import attrs
 
+from pilot_trio.crypto.aead import counter_of
 from pilot_trio.crypto.agreement import KeyPair
 from pilot_trio.crypto.identity import Identity
 from pilot_trio.crypto.replay import Verdict
@@ -25,6 +26,7 @@ from pilot_trio.proto.tunnel.events import (
     Drop,
     Event,
     PathRecovered,
+    PeerAdded,
     Refused,
     RelayCleared,
     RouteNeeded,
@@ -47,6 +49,9 @@ from pilot_trio.wire.packet import HEADER_SIZE, STREAM, Packet
 
 Received = tuple[int, Packet]
 """The node that sealed a packet, and the packet."""
+
+DIAL_FALLBACK = "dial got no direct answer"
+"""Why a peer is on the relay after `use_relay`."""
 
 _SEALED_MIN = tunnel.PILS_HEADER + tunnel.TAG_SIZE
 
@@ -80,8 +85,12 @@ class TunnelMachine:
     # --- what the shell tells ----------------------------------------------------------------------------------------
 
     def on_registered(self, node: int, identity: Identity) -> None:
-        """Use this node id and identity from now on."""
-        self._core.node_id, self._core.identity = node, identity
+        """Use this node id and identity from now on. Another id ends every tunnel: it is part of all that was sealed."""
+        core = self._core
+        if core.node_id not in (0, node):
+            for known in list(core.peers):
+                self.forget(known)
+        core.node_id, core.identity = node, identity
 
     def set_beacon(self, beacon_address: Addr | None) -> None:
         """Relay and punch through this beacon."""
@@ -131,11 +140,20 @@ class TunnelMachine:
         self._upkeep.arm(now)
         return received
 
-    def use_relay(self, node: int) -> None:
-        """Turn a peer to the relay for a dial that got no answer directly; direct packets turn it back."""
+    def use_relay(self, node: int) -> bool:
+        """Turn a peer to the relay for a dial that got no answer directly; True if it was not on it. Direct packets end it."""
         peer = self._core.peers.get(node)
-        if peer is not None and self._core.beacon is not None:
-            self._core.turn_to_relay(peer, "dial got no direct answer", pin=False)
+        if peer is None or self._core.beacon is None or peer.route.relay:
+            return False
+        return self._core.turn_to_relay(peer, DIAL_FALLBACK, pin=False)
+
+    def undo_relay(self, node: int) -> None:
+        """Take `use_relay` back: the dial failed by relay too. What others have pinned stays."""
+        peer = self._core.peers.get(node)
+        if peer is not None and peer.route.relay and not peer.route.pinned:
+            peer.route.relay = False
+            peer.route.why = ""
+            self._core.leave_relay(peer)
 
     def reset_path(self, node: int, now: float) -> dict[str, Any]:
         """Forget tunnel and route of a node and start over; say what there was (`prefer-direct`)."""
@@ -196,6 +214,7 @@ class TunnelMachine:
             raise TooManyPending
         if len(peer.queue) >= QUEUE_PACKETS:
             self._core.drop(Drop.QUEUE_FULL)
+            self._core.events.append(Refused(peer.node, Drop.QUEUE_FULL))
             raise QueueFull(peer.node)
         peer.queue.append((now, packet))
         if peer.exchange is None:
@@ -231,7 +250,7 @@ class TunnelMachine:
             return
         if source != core.beacon:
             core.drop(Drop.NOT_FROM_BEACON)
-            core.events.append(Refused(0, Drop.NOT_FROM_BEACON))
+            core.events.append(Refused(0, Drop.NOT_FROM_BEACON, detail=kind))
             return
         try:
             message = beacon.decode(data)
@@ -280,6 +299,8 @@ class TunnelMachine:
             core.drop(Drop.SHORT if len(data) < 4 + HEADER_SIZE else Drop.MALFORMED_PACKET)
             return
         node = packet.source.node
+        if node not in core.peers:
+            core.events.append(PeerAdded(node))
         peer = core.peer(node, now)
         peer.route.address = peer.route.address or source
         self._count_received(peer, len(data), now)
@@ -304,16 +325,17 @@ class TunnelMachine:
             self._failed_to_open(peer, data, source, now, relayed=relayed)
             return
         if verdict is not Verdict.FRESH:
-            self._replayed(peer, verdict, now)
+            self._replayed(peer, verdict, counter_of(data), now)
             return
         try:
             packet = packets.decode(raw)
         except DecodeError:
             core.drop(Drop.MALFORMED_PACKET)
+            core.events.append(Refused(node, Drop.MALFORMED_PACKET))
             return
         if packet.source.node != node and not (packet.source.node == 0 and is_swallowed(packet)):
             core.drop(Drop.SPOOFED_SOURCE)
-            core.events.append(Refused(node, Drop.SPOOFED_SOURCE, claimed=packet.source.node))
+            core.events.append(Refused(node, Drop.SPOOFED_SOURCE, detail=packet.source.node))
             return
         self._count_received(peer, len(raw) if relayed else len(data), now)
         self._note_life(peer, source, now, newest=newest, relayed=relayed)
@@ -353,12 +375,13 @@ class TunnelMachine:
             elif not relayed and peer.route.address is None:
                 peer.route.address = source
             asked = self._exchanges.request(peer, now)
-        core.events.append(Refused(node, Drop.NO_SESSION, counter=int(asked)))
+        core.events.append(Refused(node, Drop.NO_SESSION, detail=int(asked)))
 
     def _failed_to_open(self, peer: Peer, data: bytes, source: Addr, now: float, *, relayed: bool) -> None:
         """Junk, or a peer with a new key whose key frame is still on its way. The session stays: junk proves nothing."""
         core = self._core
         core.drop(Drop.UNDECRYPTABLE)
+        core.events.append(Refused(peer.node, Drop.UNDECRYPTABLE))
         core.traffic.failed_to_open += 1
         peer.early.append((now, data, source, relayed))
         assert peer.session is not None
@@ -368,11 +391,11 @@ class TunnelMachine:
             peer.session.decrypt_failures = 0
             self._exchanges.request_again(peer, now)
 
-    def _replayed(self, peer: Peer, verdict: Verdict, now: float) -> None:
+    def _replayed(self, peer: Peer, verdict: Verdict, counter: int, now: float) -> None:
         core = self._core
         drop = Drop.REPLAY if verdict is Verdict.REPLAY else Drop.OUTSIDE_WINDOW
         core.drop(drop)
-        core.events.append(Refused(peer.node, drop))
+        core.events.append(Refused(peer.node, drop, detail=counter))
         assert peer.session is not None
         if peer.session.replayed(verdict, now) and now - peer.teardown_at >= TEARDOWN_GAP:
             peer.teardown_at = now
@@ -428,6 +451,31 @@ class TunnelMachine:
     def knows(self, node: int) -> bool:
         """Say whether there is any state of a node."""
         return node in self._core.peers
+
+    def has_route(self, node: int) -> bool:
+        """Say whether it is known how to reach a node."""
+        peer = self._core.peers.get(node)
+        return peer is not None and (peer.route.address is not None or peer.route.relay)
+
+    def is_heard_by_relay_only(self, node: int) -> bool:
+        """Say whether a node's key came by relay and nothing ever came from it directly (§10.5)."""
+        peer = self._core.peers.get(node)
+        return peer is not None and peer.route.key_came_by_relay and peer.route.last_direct_at == -inf
+
+    @property
+    def peers(self) -> int:
+        """How many peers are known."""
+        return len(self._core.peers)
+
+    @property
+    def relayed_peers(self) -> int:
+        """How many of them are reached by relay."""
+        return self._core.relayed_peers
+
+    @property
+    def encrypted_peers(self) -> int:
+        """How many of them there is a session with."""
+        return sum(1 for peer in self._core.peers.values() if peer.session is not None)
 
     def peer_rows(self) -> list[dict[str, Any]]:
         """Return the peers as clients see them (`spec/ipc.md` §5.9), and why each takes its path."""

@@ -21,6 +21,31 @@ def upgrade_probe(own: int, peer: int) -> Packet:
     return Packet(ACK, CONTROL, _backbone(own), _backbone(peer), 0, 0, seq=1)
 
 
+def ping(own: int, peer: int, port: int, seq: int, payload: bytes) -> Packet:
+    """A question that any peer answers with `pong`."""
+    return Packet(0, CONTROL, _backbone(own), _backbone(peer), port, 0, seq=seq, payload=payload)
+
+
+def pong(asked: Packet, own: int) -> Packet | None:
+    """Return the answer to a control packet, None if it deserves none (§11.2)."""
+    if asked.protocol != CONTROL or asked.destination_port != 0 or not asked.payload or asked.flags & ACK:
+        return None
+    # Answer as whoever was asked: some peers address the node that they believe us to be.
+    source = asked.destination if asked.destination.node else _backbone(own)
+    return Packet(
+        ACK,
+        CONTROL,
+        source,
+        asked.source,
+        0,
+        asked.source_port,
+        asked.seq,
+        asked.seq + 1 & 0xFFFFFFFF,
+        0,
+        asked.payload,
+    )
+
+
 def is_swallowed(packet: Packet) -> bool:
     """Say whether a packet ends in the tunnel: any control packet to port 0 without payload."""
     return packet.protocol == CONTROL and packet.destination_port == 0 and not packet.payload

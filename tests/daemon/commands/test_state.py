@@ -11,6 +11,7 @@ import trio.testing
 
 from pilot_trio.address import NetworkId, NodeId
 from pilot_trio.daemon.commands.state import INFO_CACHE, fit_info
+from pilot_trio.daemon.state import TunnelStatistics
 from pilot_trio.wire.ipc import JSON_MAX
 from tests.daemon.commands.assembly import IPCPeer, ScriptedRegistry, assembled
 
@@ -52,7 +53,7 @@ async def test_health_follows_every_change_at_once(autojump_clock: trio.testing.
         assert set(await health(peer)) == HEALTH_KEYS
         node.state.beacon_addr = 'b"\\:1'
         node.webhook.dropped, node.webhook.circuit_skips = 3, 4
-        node.state.tunnel.peers, node.state.tunnel.bytes_sent = 5, 1 << 40
+        node.state.tunnel_source = lambda: TunnelStatistics(peers=5, bytes_sent=1 << 40)
         await peer.ask(0x03, bytes.fromhex("0000000000010007"))
         await trio.sleep(7.5)
         body = await health(peer)

@@ -1,0 +1,430 @@
+"""The tunnels of a node: the one UDP socket, the machine behind it, and what drives both (`spec/tunnel.md`).
+
+The rules are in `proto.tunnel`; here are a socket, a clock, and tasks for what takes time. Every input - datagrams, a
+packet to send, an answer of the registry, a deadline - is a *turn*: the machine works it in, what it says is acted upon,
+what it wants to send leaves in one batch and in the order in which nonces were taken, and the timer is armed anew. Nothing
+sits between nonce and socket, because whatever did could reorder, and a peer takes reordered frames for replayed ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from itertools import count
+from types import TracebackType
+from typing import Any, Final
+
+import attrs
+import trio
+
+from pilot_trio.crypto.agreement import KeyPair
+from pilot_trio.daemon.events import Event, EventBus
+from pilot_trio.daemon.state import NodeState, TunnelStatistics
+from pilot_trio.daemon.tunnel_log import TunnelLog
+from pilot_trio.daemon.tunnel_lookups import KeyAndRouteResolver, Lookups, NameResolver
+from pilot_trio.errors import NoRoute
+from pilot_trio.net.network import Addr, DatagramSocket, Endpoint
+from pilot_trio.net.timers import Timers
+from pilot_trio.net.udp import UDPStatistics
+from pilot_trio.proto.tunnel import events
+from pilot_trio.proto.tunnel.machine import Received, RouteAnswer, TunnelMachine
+from pilot_trio.proto.tunnel.settings import TunnelSettings
+from pilot_trio.proto.tunnel.upkeep_packets import ping, pong
+from pilot_trio.wire.packet import ACK, CONTROL, Packet
+
+RECEIVE_PAUSE: Final = 0.1  # seconds of rest after the operating system refused to receive
+PINGS_MAX: Final = 1024  # pings that wait for their answers
+
+_log = logging.getLogger("pilot_trio.tunnel")
+
+
+@attrs.frozen
+class TunnelReport:
+    """Everything that is counted about tunnels."""
+
+    traffic: TunnelStatistics
+    drops: dict[str, int]  # by reason
+    defects: int  # datagram batches that a defect of ours cost
+    socket: UDPStatistics | None
+
+
+class _Turn:
+    """Holds sending back until the outermost turn ends. One object per tunnel: a turn costs two integer operations."""
+
+    __slots__ = ("_settle", "depth")
+
+    def __init__(self, settle: Callable[[], None]) -> None:
+        self._settle = settle
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Also after an exception: what was sealed before it has its nonce and must leave.
+        if self.depth == 1:
+            try:
+                self._settle()
+            finally:
+                self.depth = 0
+        else:
+            self.depth -= 1
+
+
+class Tunnel:
+    """All tunnels of one node. No method waits but `ensure`, `wait_for_session`, `ping` and `run`.
+
+    Args:
+      sock: the node's UDP socket; closed by its owner.
+      state: who we are; its tunnel counters come from here.
+      resolver: asks the registry for keys and routes.
+      network: resolves host names of endpoints.
+      bus: where events go.
+      settings: policy.
+      keypair: the X25519 pair of this run; None: a new one.
+      random_bytes: entropy for nonces.
+    """
+
+    def __init__(
+        self,
+        *,
+        sock: DatagramSocket,
+        state: NodeState,
+        resolver: KeyAndRouteResolver,
+        network: NameResolver,
+        bus: EventBus,
+        settings: TunnelSettings | None = None,
+        keypair: KeyPair | None = None,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        settings = settings or TunnelSettings()
+        self._socket = sock
+        self._state = state
+        self._resolver = resolver
+        self._machine = TunnelMachine(
+            identity=state.identity,
+            keypair=keypair or KeyPair.generate(),
+            random_bytes=random_bytes,
+            settings=settings,
+        )
+        self._report = TunnelLog(bus, settings.is_trusted)
+        self._lookups = Lookups(resolver, network, on_key=self._on_key, on_route=self._on_route)
+        self._turn = _Turn(self._settle)
+        self._known_as: tuple[object, object] = (None, None)
+        self._waiting: dict[int, trio.lowlevel.ParkingLot] = {}  # for a session, by node
+        self._pings: dict[int, tuple[int, trio.Event]] = {}  # {sequence number: (node, answered)}
+        self._ping_numbers = count(1)
+        self._defects = 0
+        self._counted = TunnelStatistics()
+        self._stale = True  # something may have changed since `_counted` was filled
+        self.timers: Final = Timers()
+        """Run by `run`; one task for everything on this node that has deadlines."""
+        self._timer = self.timers.timer(self._on_due)
+        self.deliver: Callable[[list[Received]], None] = _ignore
+        """Gets the packets of one receive batch that are neither control nor upkeep, with the nodes that sealed them."""
+        self.on_session: Callable[[int], None] = _ignore
+        """Called for every established session, and again when the peer shows its key anew."""
+        self.on_beacon: Callable[[bytes, Endpoint], None] = _ignore_beacon
+        """Gets what beacons say to the node itself; the caller of it must check the source."""
+        state.tunnel_source = self.count
+        bus.subscribe(self._on_bus)
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Receive, ask, repeat and keep alive until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._lookups.run)
+            nursery.start_soon(self.timers.run)
+            nursery.start_soon(self._socket.send_queued)
+            nursery.start_soon(self._receive_forever)
+            task_status.started()
+
+    async def _receive_forever(self) -> None:
+        while True:
+            try:
+                batch = await self._socket.receive_batch()
+            except OSError as exc:
+                # Interfaces come and go; a socket that fails for good must not turn this into a busy loop.
+                _log.debug("UDP receive failed", extra={"kv": {"error": str(exc)}})
+                await trio.sleep(RECEIVE_PAUSE)
+                continue
+            try:
+                self._receive(batch)
+            except Exception:
+                # The border of all peers: a defect costs the datagrams of this batch, never the loop.
+                self._defects += 1
+                _log.exception("datagrams dropped", extra={"kv": {"count": len(batch)}})
+
+    def _receive(self, batch: Sequence[tuple[bytes, Addr]]) -> None:
+        with self._turn:
+            self._take_on_identity()
+            self._hand_up(self._machine.receive_datagrams(batch, trio.current_time()))
+
+    def _hand_up(self, received: list[Received]) -> None:
+        """Answer control packets; deliver the rest."""
+        if any(packet.protocol == CONTROL for _, packet in received):
+            for node, packet in received:
+                if packet.protocol == CONTROL:
+                    self._on_control(node, packet)
+            received = [item for item in received if item[1].protocol != CONTROL]
+        if received:
+            self.deliver(received)
+
+    # --- turns -------------------------------------------------------------------------------------------------------
+
+    def turn(self) -> _Turn:
+        """Return a context manager: what is sent inside leaves in one batch when the outermost one ends."""
+        return self._turn
+
+    def flush(self) -> None:
+        """Send what has been sealed so far, without waiting for the end of the turn."""
+        batch = self._machine.datagrams_to_send()
+        if batch:
+            try:
+                unreachable = self._socket.send_batch(batch)
+            except trio.ClosedResourceError:
+                return  # the node ends; nobody is left who could miss it
+            for to in unreachable:
+                self._machine.unreachable(to)
+
+    def _settle(self) -> None:
+        """Follow every turn: send, act on what the machine says and on what comes of that, arm the timer."""
+        machine = self._machine
+        self._stale = True
+        self.flush()
+        while (event := machine.next_event()) is not None:
+            self._act(event)
+            self.flush()
+        self._timer.arm(machine.next_deadline())
+
+    def _act(self, event: events.Event) -> None:
+        if isinstance(event, events.BeaconSaid):
+            self.on_beacon(event.data, Endpoint(*event.source))
+        elif isinstance(event, events.KeyNeeded):
+            self._lookups.key(event.node)
+        elif isinstance(event, events.RouteNeeded):
+            self._lookups.route(event.node)
+        else:
+            if isinstance(event, events.PathSuspect):
+                self._resolver.forget(event.node)  # where it was is not where it answers; ask anew
+            self._report.report(event)
+            if isinstance(event, events.Established | events.SameSession):
+                self._wake(event.node)
+                self.on_session(event.node)
+
+    def _wake(self, node: int) -> None:
+        waiting = self._waiting.get(node)
+        if waiting is not None:
+            waiting.unpark_all()
+
+    def _on_due(self, now: float) -> None:
+        with self._turn:
+            self._take_on_identity()
+            self._machine.handle_timeout(now)
+
+    def _on_key(self, node: int, key: bytes | None) -> None:
+        with self._turn:
+            self._take_on_identity()
+            self._hand_up(self._machine.on_key(node, key, trio.current_time()))
+
+    def _on_route(self, node: int, answer: RouteAnswer | None) -> None:
+        with self._turn:
+            self._take_on_identity()
+            self._machine.on_route(node, answer, trio.current_time())
+
+    def _take_on_identity(self) -> None:
+        """Follow registration and key rotation: the next key frame must name who we are by now."""
+        state = self._state
+        if self._known_as[0] != state.node_id or self._known_as[1] is not state.identity:
+            self._known_as = (state.node_id, state.identity)
+            self._machine.on_registered(state.node_id, state.identity)
+
+    def _on_bus(self, event: Event) -> None:
+        """Trust that ends takes the tunnel with it."""
+        if event.topic == "trust.changed" and event.data is not None and event.data.get("state") == "revoked":
+            self.forget(event.data["peer_node_id"])
+
+    # --- contact -----------------------------------------------------------------------------------------------------
+
+    async def ensure(self, node: int) -> None:
+        """Make contact: find the node unless it is known where it is, and begin to agree on a key unless there is one.
+
+        Does not wait for the key; from then on `send` takes packets, which leave when it is there.
+
+        Raises:
+          NoRoute: `resolve node N: …`.
+        """
+        if not self._machine.has_route(node):
+            pending = self._lookups.route(node)
+            await pending.done.wait()
+            if pending.error:
+                raise NoRoute(pending.error)
+        self.ensure_soon(node)
+
+    def ensure_soon(self, node: int) -> None:
+        """Make contact in the background; what fails is logged at debug level only."""
+        with self._turn:
+            self._take_on_identity()
+            self._machine.ensure(node, trio.current_time())
+
+    async def wait_for_session(self, node: int) -> None:
+        """Wait until packets to a node leave at once. No deadline of its own; not a checkpoint if they do already."""
+        while not self._machine.has_session(node):
+            waiting = self._waiting.setdefault(node, trio.lowlevel.ParkingLot())
+            try:
+                await waiting.park()
+            finally:
+                if not waiting and self._waiting.get(node) is waiting:
+                    del self._waiting[node]
+
+    def send(self, node: int, packet: Packet) -> None:
+        """Seal a packet and send it, at once or at the end of the turn; without a session it waits for one, bounded.
+
+        Raises:
+          TunnelError: it was not taken; the text is for clients.
+        """
+        if self._turn.depth:
+            self._machine.send(node, packet, trio.current_time())
+        else:
+            with self._turn:
+                self._machine.send(node, packet, trio.current_time())
+
+    async def ping(self, node: int, payload: bytes = b"ping") -> float:
+        """Ask a node for a sign of life; return the seconds that it took. No deadline of its own.
+
+        Raises:
+          NoRoute: the registry will not say where it is.
+          TunnelError: it could not be asked.
+        """
+        if len(self._pings) >= PINGS_MAX:
+            raise NoRoute("too many pings under way")
+        await self.ensure(node)
+        seq = next(self._ping_numbers) & 0xFFFFFFFF
+        answered = trio.Event()
+        self._pings[seq] = (node, answered)
+        try:
+            sent_at = trio.current_time()
+            self.send(node, ping(self._state.node_id, node, 0, seq, payload))
+            await answered.wait()
+            return trio.current_time() - sent_at
+        finally:
+            del self._pings[seq]
+
+    def _on_control(self, node: int, packet: Packet) -> None:
+        answer = pong(packet, self._state.node_id)
+        if answer is not None:
+            self._machine.send(node, answer, trio.current_time())
+        elif packet.flags & ACK and (asked := self._pings.get(packet.seq)) is not None and asked[0] == node:
+            asked[1].set()
+
+    # --- paths -------------------------------------------------------------------------------------------------------
+
+    def has_session(self, node: int) -> bool:
+        """Say whether packets to a node leave at once."""
+        return self._machine.has_session(node)
+
+    def knows(self, node: int) -> bool:
+        """Say whether there is any state of a node."""
+        return self._machine.knows(node)
+
+    def is_relayed(self, node: int) -> bool:
+        """Say whether a node is reached by relay."""
+        return self._machine.is_relayed(node)
+
+    def key_came_by_relay(self, node: int) -> bool:
+        """Say whether a node is known by relay only: a direct dial would be in vain."""
+        return self._machine.is_heard_by_relay_only(node)
+
+    def use_relay(self, node: int) -> bool:
+        """Turn a peer to the relay for a dial that got no answer; True if it was not on it."""
+        with self._turn:
+            return self._machine.use_relay(node)
+
+    def undo_relay(self, node: int) -> None:
+        """Take `use_relay` back after a dial that failed by relay too."""
+        with self._turn:
+            self._machine.undo_relay(node)
+
+    def set_in_use(self, node: int, in_use: bool) -> None:
+        """Note whether connections to a node are open: one in use is kept warm."""
+        self._machine.set_in_use(node, in_use, trio.current_time())
+
+    def forget(self, node: int) -> None:
+        """Drop all state of a node."""
+        with self._turn:
+            self._machine.forget(node)
+
+    def set_beacon(self, beacon: Endpoint | None) -> None:
+        """Relay and punch through this beacon, given by address."""
+        self._machine.set_beacon(beacon)
+
+    def send_beacon(self, message: bytes, beacon: Endpoint) -> bool:
+        """Send a message of the node itself to a beacon; False if it was lost."""
+        self.flush()
+        return self._socket.send_nowait(message, beacon)
+
+    async def reset_path(self, node: int) -> dict[str, Any]:
+        """Forget how a node is reached, find it anew and make contact (`spec/ipc.md` §5.4, PreferDirect).
+
+        Returns what there was, whether a key frame went out, and the resolution's error. Connections survive.
+        """
+        self._resolver.forget(node)
+        with self._turn:
+            self._take_on_identity()
+            report = self._machine.reset_path(node, trio.current_time())
+        pending = self._lookups.route(node)
+        await pending.done.wait()
+        return {
+            **report,
+            "resolve_error": pending.error,
+            "pila_pushed": not pending.error and self._state.registered and self._machine.knows(node),
+        }
+
+    # --- figures -----------------------------------------------------------------------------------------------------
+
+    @property
+    def receive_buffer(self) -> int:
+        """Bytes that can wait in the socket; what exceeds them is lost."""
+        return self._socket.receive_buffer
+
+    def peer_rows(self) -> list[dict[str, Any]]:
+        """Return the peers as clients see them."""
+        return self._machine.peer_rows()
+
+    def count(self) -> TunnelStatistics:
+        """Return what Info and Health show; the same object as long as nothing has passed."""
+        if self._stale:
+            machine, traffic = self._machine, self._machine.traffic
+            encrypted = machine.encrypted_peers
+            self._counted = TunnelStatistics(
+                peers=machine.peers,
+                encrypted_peers=encrypted,
+                authenticated_peers=encrypted,  # only signed key frames make sessions
+                relay_peers=machine.relayed_peers,
+                bytes_sent=traffic.bytes_sent,
+                bytes_received=traffic.bytes_received,
+                packets_sent=traffic.packets_sent,
+                packets_received=traffic.packets_received,
+                encryption_successes=traffic.sealed,
+                encryption_failures=traffic.failed_to_open,
+                list_peers=self.peer_rows,
+            )
+            self._stale = False
+        return self._counted
+
+    def statistics(self) -> TunnelReport:
+        """Return all counters."""
+        drops = {reason.value: number for reason, number in self._machine.drops.items()}
+        return TunnelReport(self.count(), drops, self._defects, self._socket.statistics())
+
+
+def _ignore(_: object) -> None:
+    """Stand in for a part that is not there."""
+
+
+def _ignore_beacon(_data: bytes, _source: Endpoint) -> None:
+    """Stand in for the beacon client."""
