@@ -23,6 +23,7 @@ from pilot_trio.rendezvous.settings import RendezvousConfig
 from tests.interop.go import GoHome, GoPrograms
 
 OURS = (sys.executable, "-m", "pilot_trio.cli.daemon_entry")
+OUR_CTL = (str(Path(sys.executable).with_name("pilot-trio")),)
 START_TIMEOUT = 20.0  # seconds
 _FLAGS = (
     "-telemetry-url",
@@ -45,6 +46,8 @@ class Peer:
     socket: Path
     pid: int
     node_id: int
+    ctl: tuple[str, ...]  # the command line tool that belongs to it, and what it needs to find the socket
+    environment: dict[str, str]
 
     def resident(self) -> int:
         """Resident memory in bytes."""
@@ -78,12 +81,14 @@ def open_peers(ours: str = "") -> Iterator[Peers]:
         for home in homes:
             stack.callback(home.remove)
         command = tuple(shlex.split(ours)) or OURS
-        theirs = stack.enter_context(_daemon("theirs", (str(homes[0].programs.daemon),), homes[0]))
-        yield Peers(stack.enter_context(_daemon("ours", command, homes[1])), theirs)
+        theirs = stack.enter_context(
+            _daemon("theirs", (str(homes[0].programs.daemon),), (str(homes[0].programs.ctl),), homes[0])
+        )
+        yield Peers(stack.enter_context(_daemon("ours", command, OUR_CTL, homes[1])), theirs)
 
 
 @contextlib.contextmanager
-def _daemon(name: str, command: tuple[str, ...], home: GoHome) -> Iterator[Peer]:
+def _daemon(name: str, command: tuple[str, ...], ctl: tuple[str, ...], home: GoHome) -> Iterator[Peer]:
     arguments = [*command, *_FLAGS, "-socket", str(home.socket), "-identity", str(home.identity)]
     environment = {**home.environment, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
     log = home.root / "log"
@@ -91,7 +96,7 @@ def _daemon(name: str, command: tuple[str, ...], home: GoHome) -> Iterator[Peer]
         process = subprocess.Popen(arguments, env=environment, stdout=output, stderr=output)
     try:
         node_id = _wait_until_registered(process, home.socket, log)
-        yield Peer(name, home.socket, process.pid, node_id)
+        yield Peer(name, home.socket, process.pid, node_id, ctl, environment)
     finally:
         _stop(process)
 

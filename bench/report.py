@@ -25,8 +25,13 @@ class Row:
     better: Better = Better.LOWER
     bar: float | None = None  # an advantage below this is a defect
     moonshot: float | None = None
+    at_most: float | None = None  # ours may not be more than this, whatever theirs is
     ours: list[float] = attrs.field(factory=list)
     theirs: list[float] = attrs.field(factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return self.verdict.isupper()
 
     @property
     def advantage(self) -> float:
@@ -37,10 +42,12 @@ class Row:
 
     @property
     def verdict(self) -> str:
+        if self.at_most is not None and statistics.median(self.ours) > self.at_most:
+            return "ABOVE THE LIMIT"
         if self.moonshot is not None and self.advantage >= self.moonshot:
             return "moonshot"
         if self.bar is None:
-            return ""
+            return "" if self.at_most is None else "ok"
         return "ok" if self.advantage >= self.bar else "BELOW THE BAR"
 
 
@@ -50,14 +57,14 @@ def spread(values: Sequence[float]) -> str:
 
 def render(rows: Sequence[Row]) -> str:
     lines = [
-        f"{'measurement':44} {'unit':6} {'ours':>9} {'theirs':>9} {'ratio':>7} {'bar':>5} {'moon':>5}  {'':14} ours/theirs spread"
+        f"{'measurement':44} {'unit':6} {'ours':>9} {'theirs':>9} {'ratio':>7} {'bar':>5} {'moon':>5}  {'':15} ours/theirs spread"
     ]
     for row in rows:
         if not row.ours or not row.theirs:
             continue
         lines.append(
             f"{row.name:44} {row.unit:6} {_short(statistics.median(row.ours)):>9} {_short(statistics.median(row.theirs)):>9}"
-            f" {row.advantage:6.2f}x {_optional(row.bar):>5} {_optional(row.moonshot):>5}  {row.verdict:14}"
+            f" {row.advantage:6.2f}x {_optional(row.bar):>5} {_optional(row.moonshot):>5}  {row.verdict:15}"
             f" {spread(row.ours)} / {spread(row.theirs)}"
         )
     return "\n".join(lines)
