@@ -1,0 +1,341 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pilot_trio.address import Address, NetworkId, NodeId
+from pilot_trio.config import StreamLimits
+from pilot_trio.daemon import carrier as module
+from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
+from pilot_trio.daemon.streams import ConnState
+from pilot_trio.errors import DialRefused, DialTimeout, NoRoute
+from pilot_trio.wire.packet import ACK, DATAGRAM, FIN, RST, STREAM, SYN, Packet
+
+from .carrier_fakes import FakeNode, joined
+
+Clock = trio.testing.MockClock
+TARGET = NodeId(2)
+
+
+async def pair(one: FakeNode, two: FakeNode, port: int = 5000) -> tuple[OverlayStream, OverlayStream]:
+    listener = listen(two.streams, port, "server")
+    stream = await open_stream(one.streams, two.address, port, "client")
+    with trio.fail_after(30):
+        return stream, await listener.accept()
+
+
+async def read_all(stream: OverlayStream) -> bytes:
+    data = bytearray()
+    while chunk := await stream.receive_some():
+        data += chunk
+    return bytes(data)
+
+
+def clean(*nodes: FakeNode) -> bool:
+    """Say whether nothing is left of any stream."""
+    return all(
+        not node.carrier._connections and not node.carrier._open_to and not node.ports.allocated for node in nodes
+    )
+
+
+async def test_a_dial_reaches_the_listener_and_both_ends_know_each_other(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, _):
+        stream, accepted = await pair(one, two)
+        assert accepted.remote == stream.local
+        assert accepted.local == stream.remote
+        assert one.tunnel.in_use == {2: True}
+        assert "conn.established" in two.topics()
+
+
+@given(seed=st.integers(0, 2**32), loss=st.sampled_from([0.0, 0.05, 0.2]), size=st.integers(0, 300_000))
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_what_is_written_is_read_whatever_is_lost(
+    seed: int, loss: float, size: int, autojump_clock: Clock
+) -> None:
+    data = random.Random(seed).randbytes(size)
+    async with joined(loss=loss, seed=seed) as (one, two, _):
+        listener = listen(two.streams, 5000, "server")
+        try:
+            stream = await open_stream(one.streams, two.address, 5000, "client")
+        except DialTimeout:
+            return
+        accepted = await listener.accept()
+
+        async def send() -> None:
+            await stream.send_all(data)
+            await stream.aclose()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            with trio.fail_after(600):
+                assert await read_all(accepted) == data
+
+
+async def test_a_reader_that_pauses_stops_the_writer_and_resumes_it(autojump_clock: Clock) -> None:
+    data = random.Random(1).randbytes(20 << 20)
+    async with joined() as (one, two, _):
+        stream, accepted = await pair(one, two)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, data)
+            received = bytearray()
+            for pause in (0.05, 2.0, 9.0):
+                await trio.sleep(pause)
+                while len(received) < len(data) // 4:
+                    received += await accepted.receive_some()
+            with trio.fail_after(60):
+                while len(received) < len(data):
+                    received += await accepted.receive_some()
+        assert bytes(received) == data
+
+
+async def test_a_port_without_listener_is_refused_in_one_round_trip(autojump_clock: Clock) -> None:
+    async with joined(delay=0.01) as (one, two, _):
+        started = trio.current_time()
+        with pytest.raises(DialRefused):
+            await open_stream(one.streams, two.address, 9, "client")
+        assert trio.current_time() - started < 0.05
+        assert clean(one, two)
+
+
+async def test_an_unknown_node_is_no_route(autojump_clock: Clock) -> None:
+    async with joined() as (one, _, _):
+        with pytest.raises(NoRoute, match=r"resolve node 77: registry: request failed"):
+            await open_stream(one.streams, Address(NetworkId(0), NodeId(77)), 7, "client")
+        assert clean(one)
+
+
+async def test_a_dial_without_answer_repeats_its_syn_on_the_protocols_schedule_and_leaves_nothing(
+    autojump_clock: Clock,
+) -> None:
+    async with joined() as (one, two, wire):
+        wire.filter = lambda node, packet: False
+        sent_at: list[float] = []
+        started = trio.current_time()
+        carry = wire.carry
+        wire.carry = lambda source, batch: (sent_at.append(trio.current_time() - started), carry(source, batch))[1]  # type: ignore[method-assign,func-returns-value]
+        with pytest.raises(DialTimeout, match=r"^dial timeout$"):
+            await open_stream(one.streams, two.address, 7, "client")
+        assert sent_at == pytest.approx([0, 0.25, 0.75, 1.75, 2.25, 3.25, 5.25, 9.25])
+        assert trio.current_time() - started == pytest.approx(17.25)
+        assert one.tunnel.undone == [2]
+        assert one.forgotten == [2]
+        assert clean(one)
+
+
+async def test_a_dial_waits_for_the_key_before_it_spends_retries(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, _):
+        listen(two.streams, 5000, "server")
+        one.tunnel.has_keys = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(open_stream, one.streams, two.address, 5000, "client")
+            await trio.sleep(module.KEY_WAIT - 0.1)
+            one.tunnel.has_keys.set()
+
+
+async def test_a_dial_without_key_says_so_below_thirty_seconds(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, _):
+        one.tunnel.has_keys = trio.Event()
+        started = trio.current_time()
+        with pytest.raises(DialTimeout, match="key exchange with peer did not complete"):
+            await open_stream(one.streams, two.address, 7, "client")
+        assert trio.current_time() - started == pytest.approx(27.25)
+
+
+async def test_a_cancelled_dial_leaves_nothing_and_sends_nothing_more(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        wire.filter = lambda node, packet: False
+        with trio.move_on_after(0.5):
+            await open_stream(one.streams, two.address, 7, "client")
+        assert clean(one)
+        before = len(wire.sent)
+        await trio.sleep(20)
+        assert len(wire.sent) == before
+
+
+async def test_closing_delivers_what_was_written_and_frees_everything(autojump_clock: Clock) -> None:
+    async with joined(loss=0.05, seed=2) as (one, two, _):
+        stream, accepted = await pair(one, two)
+        await stream.send_all(b"x" * 100_000)
+        await stream.aclose()
+        assert len(await read_all(accepted)) == 100_000
+        await accepted.aclose()
+        await trio.sleep(60)
+        assert one.streams.rows() == two.streams.rows() == []
+        assert clean(one, two)
+        assert one.tunnel.in_use == {2: False}
+
+
+async def test_a_blocked_writer_is_released_when_the_other_side_closes(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, _):
+        stream, accepted = await pair(one, two)
+        async with trio.open_nursery() as nursery:
+
+            async def write() -> None:
+                with pytest.raises(trio.BrokenResourceError):
+                    await stream.send_all(bytes(50 << 20))
+
+            nursery.start_soon(write)
+            await trio.sleep(1)
+            await accepted.aclose()
+            started = trio.current_time()
+        assert trio.current_time() - started < 1
+
+
+async def test_rows_show_what_the_machine_knows(autojump_clock: Clock) -> None:
+    async with joined(delay=0.02) as (one, two, _):
+        stream, accepted = await pair(one, two)
+        await stream.send_all(b"hello")
+        await accepted.receive_some()
+        await trio.sleep(1)
+        (row,) = one.streams.rows()
+        assert row["state"] == "ESTABLISHED"
+        assert row["bytes_sent"] == 5
+        assert row["srtt_ms"] == pytest.approx(40, abs=2)
+
+
+async def test_a_restarted_peer_that_dials_from_the_same_port_replaces_the_old_stream(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        stream, accepted = await pair(one, two)
+        await stream.aclose()
+        await trio.sleep(0.1)
+        syn = Packet(SYN, STREAM, one.address, two.address, stream.local.port, 5000, window=512)
+        wire.sent.clear()
+        two.carrier.receive([(1, syn)])
+        await trio.sleep(0.1)
+        assert [packet.flags for source, packet in wire.sent if source == 2][:1] == [SYN | ACK]
+        assert accepted is not None
+
+
+@pytest.mark.parametrize("flags", [ACK, FIN, RST, FIN | ACK, SYN | ACK, 0])
+async def test_packets_of_unknown_streams_get_no_answer(flags: int, autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        two.carrier.receive([(1, Packet(flags, STREAM, one.address, two.address, 1, 2, payload=b"x"))])
+        await trio.sleep(1)
+        assert wire.sent == []
+
+
+class TestPrivateNodes:
+    async def test_a_stranger_is_dropped_without_a_word_but_learns_of_closed_ports(self, autojump_clock: Clock) -> None:
+        async with joined(public=False) as (one, two, wire):
+            listen(two.streams, 5000, "server")
+            with trio.move_on_after(5) as scope:
+                await open_stream(one.streams, two.address, 5000, "client")
+            assert scope.cancelled_caught
+            assert all(source == 1 for source, _ in wire.sent)
+            assert "syn.rejected" in two.topics()
+            with pytest.raises(DialRefused):
+                await open_stream(one.streams, two.address, 9, "client")
+
+    async def test_trust_and_shared_networks_admit(self, autojump_clock: Clock) -> None:
+        async with joined(public=False) as (one, two, _):
+            two.trust.registry = {1}
+            await pair(one, two)
+            assert two.trust.asked == [1]
+            two.trust.local = {1}
+            await pair(one, two, 5001)
+            assert two.trust.asked == [1]
+
+    @pytest.mark.parametrize(("port", "admitted"), [(1001, True), (444, True), (5000, False)])
+    async def test_a_contacted_peer_may_answer_on_two_ports_for_five_minutes(
+        self, port: int, admitted: bool, autojump_clock: Clock
+    ) -> None:
+        async with joined(public=False) as (one, two, _):
+            listen(one.streams, port, "server")
+            for wait, expected in ((0, admitted), (301, False)):
+                if not wait:
+                    with pytest.raises(DialRefused):
+                        await open_stream(one.streams, two.address, 9, "client")
+                await trio.sleep(wait)
+                with trio.move_on_after(5) as scope:
+                    stream = await open_stream(two.streams, one.address, port, "answer")
+                    await stream.aclose()
+                assert scope.cancelled_caught is not expected
+
+    async def test_datagrams_of_strangers_are_dropped_and_those_of_trusted_nodes_delivered(
+        self, autojump_clock: Clock
+    ) -> None:
+        async with joined(public=False) as (one, two, _):
+            packet = Packet(0, DATAGRAM, one.address, two.address, 1, 2, payload=b"x")
+            two.carrier.receive([(1, packet)])
+            await trio.sleep(1)
+            assert two.datagrams == []
+            assert "datagram.rejected" in two.topics()
+            two.trust.local = {1}
+            two.carrier.receive([(1, packet)])
+            assert two.datagrams == [packet]
+
+
+async def test_a_burst_of_syns_is_answered_to_its_limit_and_the_rest_on_retry(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        listen(two.streams, 5000, "server")
+        burst = [(1, Packet(SYN, STREAM, one.address, two.address, 50_000 + n, 5000, window=512)) for n in range(200)]
+        two.carrier.receive(burst)
+        await trio.sleep(0.01)
+        answered = [packet for source, packet in wire.sent if packet.flags == SYN | ACK]
+        assert len(answered) == 64
+        assert "security.syn_rate_limited" in two.topics()
+
+
+async def test_a_full_backlog_and_a_full_port_answer_with_a_reset(autojump_clock: Clock) -> None:
+    async with joined(limits=StreamLimits(max_conns_per_port=3)) as (one, two, wire):
+        listen(two.streams, 5000, "server")
+        for n in range(4):
+            two.carrier.receive([(1, Packet(SYN, STREAM, one.address, two.address, 50_000 + n, 5000, window=512))])
+        await trio.sleep(0.01)
+        assert [packet.flags for source, packet in wire.sent if source == 2][3:] == [RST]
+
+
+async def test_one_batch_costs_one_acknowledgment_per_connection(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        stream, accepted = await pair(one, two)
+        await stream.send_all(bytes(40_000))
+        await trio.sleep(0.0015)
+        wire.sent.clear()
+        await trio.sleep(0.001)
+        acks = [packet for source, packet in wire.sent if source == 2]
+        assert len(acks) <= 2
+        assert accepted is not None
+
+
+async def test_a_thousand_streams_come_and_go_without_growth(autojump_clock: Clock) -> None:
+    async with joined(limits=StreamLimits(syn_rate_limit=100_000)) as (one, two, _):
+        two.carrier._syns._whitelist = None
+        listener = listen(two.streams, 5000, "server")
+
+        async def serve() -> None:
+            while True:
+                stream = await listener.accept()
+                await stream.send_all(await stream.receive_some())
+                await stream.aclose()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            for n in range(1000):
+                stream = await open_stream(one.streams, two.address, 5000, "client")
+                await stream.send_all(b"%d" % n)
+                assert await read_all(stream) == b"%d" % n
+                await stream.aclose()
+            nursery.cancel_scope.cancel()
+        await trio.sleep(60)
+        assert one.streams.rows() == two.streams.rows() == []
+        assert clean(one, two)
+        await trio.sleep(200)
+        assert len(one.timers) + len(two.timers) == 0
+        assert one.streams.statistics().connections == 0
+
+
+async def test_states_follow_the_machine(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        await pair(one, two)
+        (near,), (far,) = one.carrier._connections.values(), two.carrier._connections.values()
+        assert {near.state, far.state} == {ConnState.ESTABLISHED}
+        wire.filter = lambda node, packet: node == 1
+        near.close()
+        assert near.row()["state"] == "FIN_WAIT"
+        await trio.sleep(0.1)
+        assert far.row()["state"] == "TIME_WAIT"
