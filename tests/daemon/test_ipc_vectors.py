@@ -44,10 +44,10 @@ VECTORS: dict[str, dict[str, Any]] = {
 }
 
 MASKS = {
-    "info": "`features` lists one feature: the other three are promises about tunnels, which this node has not",
-    "info-member": "`features` as above; `peer_list` is empty, there being no tunnels; the connection is a self-dial, so "
+    "info": "`features` lists those that this node has",
+    "info-member": "`features` as above; `peer_list` is empty, there being no peers; the connection is a self-dial, so "
     "there are its two rows where the recording has one",
-    "prefer-direct-known": "`had_tunnel` and `pila_pushed` are false: there are no tunnels to tear down and set up",
+    "prefer-direct-known": "`had_tunnel` is false: there is no second node with a tunnel to tear down",
 }
 
 SUBSTITUTED = {

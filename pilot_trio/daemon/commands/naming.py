@@ -6,10 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
-from pilot_trio.address import NodeId
 from pilot_trio.daemon.commands.parts import NodeParts, later, passed_through, prefixed, reply
 from pilot_trio.daemon.dispatch import Client, CommandTable, Later, Route
-from pilot_trio.errors import CommandError, DecodeError, NoRoute, RegistryError
+from pilot_trio.errors import CommandError, DecodeError, RegistryError
 from pilot_trio.net import files
 from pilot_trio.wire.ipc import Code, decode_prefer_direct
 from pilot_trio.wire.json_text import parse_strings
@@ -136,28 +135,19 @@ class Naming:
         target = decode_prefer_direct(payload)
 
         async def run() -> bytes:
-            body = {
-                "node_id": target,
+            outcome = {
                 "had_tunnel": False,
                 "pila_pushed": False,
-                "resolve_error": await self._resolve_anew(target),
+                "resolve_error": "",
                 "was_relay_active": False,
                 "was_relay_pinned": False,
             }
-            return reply(Code.PREFER_DIRECT_OK, body)
+            # One's own node needs no route; the registry would refuse to name a private one.
+            if target != self._node.state.node_id:
+                outcome |= await self._node.tunnel.reset_path(target)
+            return reply(Code.PREFER_DIRECT_OK, {"node_id": target, **outcome})
 
         return later("prefer_direct: ", run)
-
-    async def _resolve_anew(self, target: NodeId) -> str:
-        node = self._node
-        if target == node.state.node_id:
-            return ""  # one's own node needs no route; the registry would refuse to name a private one
-        node.resolver.forget(target)
-        try:
-            await node.resolver.resolve(target)
-        except NoRoute as exc:
-            return str(exc)
-        return ""
 
     async def _call_signed(self, type_: str, **fields: Any) -> Message:
         state = self._node.state

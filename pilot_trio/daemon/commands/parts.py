@@ -77,6 +77,14 @@ class WebhookSink(Protocol):
         ...
 
 
+class Paths(Protocol):
+    """The tunnels, as far as clients may touch them."""
+
+    async def reset_path(self, node: int, /) -> Mapping[str, Any]:
+        """Forget how a node is reached, find it anew and make contact; say what there was and what came of it."""
+        ...
+
+
 class NodeParts(Protocol):
     """The node."""
 
@@ -107,6 +115,9 @@ class NodeParts(Protocol):
 
     @property
     def datagrams(self) -> Datagrams: ...
+
+    @property
+    def tunnel(self) -> Paths: ...
 
     @property
     def trust(self) -> TrustService: ...

@@ -134,6 +134,7 @@ class Upkeep:
         peer.session = None
         peer.exchange = None
         peer.cooldown_until = peer.rekey_at = -inf
+        peer.key_request_due = True  # the peer may hold its end of the session, and would not answer a mere key frame
         peer.probes = 0
         peer.route.pinned = False
         peer.route.address = None

@@ -27,11 +27,13 @@ from pilot_trio.daemon.resolver import Resolver
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import NoTunnel, StreamTable
 from pilot_trio.daemon.trust import TrustService
+from pilot_trio.daemon.tunnel import Tunnel
 from pilot_trio.daemon.webhook import Webhook
 from pilot_trio.errors import RegistryError
+from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.proto.ports import PortTable
 from pilot_trio.services.handshake import HANDSHAKE_PORT, serve_handshakes
-from pilot_trio.testing import MemoryTransportListener
+from pilot_trio.testing import MemoryNetwork, MemoryTransportListener
 from pilot_trio.wire.framing import REGISTRY_FRAME_MAX, FrameDecoder, encode_frame
 from pilot_trio.wire.handshake import HandshakeMessage
 from pilot_trio.wire.registry import Message
@@ -81,6 +83,7 @@ class AssembledNode:
     managed: ManagedNetworks
     webhook: Webhook
     events: EventBus
+    tunnel: Tunnel
     listener: MemoryTransportListener
     published: list[Event]
     server: IPCServer = attrs.field(init=False)
@@ -223,6 +226,9 @@ async def assembled(
         await trust.receive(message, stream.remote.address.node)
 
     webhook = Webhook(events, node_id=lambda: state.node_id)
+    network = MemoryNetwork()
+    sock = await network.open_udp(Endpoint("127.0.0.1", 0))
+    tunnel = Tunnel(sock=sock, state=state, resolver=resolver, network=network, bus=events)
     node = AssembledNode(
         config,
         state,
@@ -237,12 +243,14 @@ async def assembled(
         managed,
         webhook,
         events,
+        tunnel,
         MemoryTransportListener(),
         published,
     )
     node.server = IPCServer(build_table(node, wall_time=wall_time))
     offered.append(node.server)
     async with trio.open_nursery() as nursery:
+        await nursery.start(tunnel.run)
         await nursery.start(trust.run)
         nursery.start_soon(managed.run)
         await nursery.start(serve_handshakes, listen(streams, HANDSHAKE_PORT, "trust"), receive)
