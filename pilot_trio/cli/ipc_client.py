@@ -106,6 +106,10 @@ class IPCClient:
     def __exit__(
         self, _kind: type[BaseException] | None, _exc: BaseException | None, _traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
         self._socket.close()
 
     def request(self, code: Code, payload: bytes, deadline: float) -> bytes:

@@ -83,7 +83,8 @@ class FakeDaemon:
         self._listener.bind(str(path))
         self._listener.listen(16)
         self._clients: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
 
     def codes(self) -> list[Code]:
         """Return the codes of the requests so far."""
@@ -99,19 +100,27 @@ class FakeDaemon:
         """Stop listening and hang up on everybody."""
         for sock in (self._listener, *self._clients):
             with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that serves it, which closes it
+        self._listener.close()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(5)
+
+    def _start(self, target: Callable[..., None], *args: socket.socket) -> None:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
                 self._clients.append(client)
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+                self._start(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:
         frames = FrameDecoder(IPC_FRAME_MAX)
-        with suppress(OSError):
+        with suppress(OSError), client:
             client.sendall(b"".join(self.greeting))
             while data := client.recv(65536):
                 frames.feed(data)

@@ -41,8 +41,11 @@ def test_a_pid_file_with_something_else_names_nobody(tmp_path: Path, text: str) 
     ("name", "daemon"), [("/x/pilot-daemon", True), ("daemon", True), ("pilot-daemons", False), ("sh", False)]
 )
 def test_a_daemon_is_known_by_its_name(name: str, daemon: bool) -> None:
-    process = subprocess.Popen([name, "-c", "read x"], executable="/bin/sh", stdin=subprocess.PIPE)
+    program = [name, "-c", "echo up; read x"]
+    process = subprocess.Popen(program, executable="/bin/sh", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
         assert is_daemon(process.pid) is daemon
         assert is_alive(process.pid)
         process.kill()
@@ -55,10 +58,12 @@ def test_a_daemon_is_known_by_its_name(name: str, daemon: bool) -> None:
     assert not is_daemon(process.pid)
 
 
-@pytest.mark.parametrize(("program", "forced"), [("exec cat", False), ("trap '' TERM; while read x; do :; done", True)])
+@pytest.mark.parametrize(
+    ("program", "forced"), [("echo up; exec cat", False), ("trap '' TERM; echo up; while read x; do :; done", True)]
+)
 def test_stopping_is_polite_first(monkeypatch: pytest.MonkeyPatch, program: str, forced: bool) -> None:
     monkeypatch.setattr(process_table, "STOP_TIMEOUT", 0.3)
-    process = subprocess.Popen(["/bin/sh", "-c", f"echo up; {program}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(["/bin/sh", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"

@@ -8,8 +8,9 @@ import signal
 import stat
 import subprocess
 import sys
+import urllib.request
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import trio
 
 from pilot_trio.net.endpoint import Endpoint
-from tests.interop.go import CtlResult, GoHome
+from tests.interop.go import CtlResult, GoHome, open_go_daemon
 from tests.interop.ours import alive, daemon_script, our_ctl
 from tests.interop.rendezvous import open_rendezvous
 
@@ -231,11 +232,37 @@ async def test_up_runs_a_node_with_its_rendezvous_and_joins_a_running_one(
         assert again["address"] == first["address"]
 
 
+async def test_a_rendezvous_alone_serves_a_real_daemon_and_shows_it(make_go_home: MakeHome) -> None:
+    home = make_go_home(NOWHERE, NOWHERE)
+    words = ["--registry-addr", "127.0.0.1:0", "--beacon-addr", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    async with _foreground(home, "rendezvous", *words) as (told, process):
+        assert told["store"] == str(home.root / ".pilot" / "pilot-trio" / "rendezvous.db")
+        node = make_go_home(Endpoint.parse(told["registry"]), Endpoint.parse(told["beacon"]))
+        async with open_go_daemon(node) as daemon:
+            assert daemon.node_id == 1
+            page = told["http"].rstrip("/") + "/healthz"
+            body = await trio.to_thread.run_sync(lambda: urllib.request.urlopen(page, timeout=5).read())
+            assert json.loads(body)["nodes_online"] == 1
+        process.send_signal(signal.SIGTERM)
+        with trio.fail_after(2):
+            assert await process.wait() == 0
+    async with _foreground(home, "rendezvous", *words, "--tls", "127.0.0.1:0") as (told, _):
+        assert len(told["fingerprint"]) == 64
+        lookup = await our_ctl(home, "lookup", "1")
+        assert lookup.returncode == 1  # nobody told the command line of this registry
+        home.environment["PILOT_REGISTRY"] = told["registry"]
+        assert (await our_ctl(home, "lookup", "1")).data["node_id"] == 1  # and the registry remembers
+
+
+def _up(home: GoHome, port: str) -> AbstractAsyncContextManager[tuple[dict[str, Any], trio.Process]]:
+    return _foreground(home, "up", "--rendezvous-registry", f"127.0.0.1:{port}", "--rendezvous-beacon", "127.0.0.1:0")
+
+
 @asynccontextmanager
-async def _up(home: GoHome, port: str) -> AsyncGenerator[tuple[dict[str, Any], trio.Process], None]:
-    words = ["up", "--json", "--rendezvous-registry", f"127.0.0.1:{port}", "--rendezvous-beacon", "127.0.0.1:0"]
+async def _foreground(home: GoHome, *words: str) -> AsyncGenerator[tuple[dict[str, Any], trio.Process], None]:
+    """Run a command that runs until it is stopped; give what it told once it was ready."""
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-c", "from pilot_trio.cli import main; raise SystemExit(main())", *words],
+        [sys.executable, "-c", "from pilot_trio.cli import main; raise SystemExit(main())", "--json", *words],
         stdout=subprocess.PIPE,
         env=home.environment,
     )

@@ -233,7 +233,7 @@ def _ask_info(socket: Path, timeout: float) -> dict[str, Any] | None:
 
 def _connects(socket: Path) -> bool:
     try:
-        IPCClient(socket, deadline_in(REQUEST_TIMEOUT)).__exit__(None, None, None)
+        IPCClient(socket, deadline_in(REQUEST_TIMEOUT)).close()
     except DaemonNotRunning:
         return False
     except DaemonTimeout:

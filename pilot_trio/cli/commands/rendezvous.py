@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pilot_trio.cli.framework import command, duration, option
 from pilot_trio.cli.output import CliError
 from pilot_trio.cli.session import Session
+
+if TYPE_CHECKING:  # a server takes longer to load than the help of this command may take
+    import trio
+
+    from pilot_trio.config import RendezvousConfig
+    from pilot_trio.rendezvous.serve import RendezvousHandle
 
 _SECTION: Final = "Run a node"
 _STORE: Final = "pilot-trio/rendezvous.db"
@@ -29,12 +35,9 @@ _STORE: Final = "pilot-trio/rendezvous.db"
 @option("unlimited", "networks that no rate limit applies to, comma-separated", "cidrs", default="")
 @option("log-level", "debug, info, warn or error", "level", default="info")
 @option("log-format", "text or json", "format", default="text")
-def rendezvous(session: Session, **flags: Any) -> int:
+def rendezvous(session: Session, **flags: Any) -> None:
     """Run a registry and a beacon in this terminal, until Ctrl-C."""
-    from pilot_trio.cli import logs
-    from pilot_trio.cli.commands.up import _run
-    from pilot_trio.cli.daemon_run import raise_file_limit
-    from pilot_trio.cli.shutdown import Watchdog
+    from pilot_trio.cli.foreground import run_until_signal
     from pilot_trio.errors import ConfigError
 
     try:
@@ -43,31 +46,17 @@ def rendezvous(session: Session, **flags: Any) -> int:
         raise CliError("invalid_argument", f"rendezvous: {exc}") from exc
     if settings.store is not None:
         settings.store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handler = logs.configure(flags["log_level"], flags["log_format"])
-    raise_file_limit()
-    try:
-        _run(partial(_serve, session, settings, Watchdog(handler.close)))
-    finally:
-        handler.close()
-    return 0
+    start = partial(_start, session, settings)
+    run_until_signal(start, log_level=flags["log_level"], log_format=flags["log_format"])
 
 
-async def _serve(session: Session, settings: Any, watchdog: Any) -> None:
-    import trio
-
-    from pilot_trio.cli.daemon_run import settle
-    from pilot_trio.cli.shutdown import cancel_on_signal, stop_signals
+async def _start(session: Session, settings: RendezvousConfig, nursery: trio.Nursery) -> None:
     from pilot_trio.rendezvous.serve import serve_rendezvous
 
-    with stop_signals(watchdog) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(cancel_on_signal, signals, nursery.cancel_scope)
-            handle = await nursery.start(partial(serve_rendezvous, settings))
-            settle()
-            _announce(session, handle, settings)
+    _announce(session, await nursery.start(partial(serve_rendezvous, settings)), settings)
 
 
-def _announce(session: Session, handle: Any, settings: Any) -> None:
+def _announce(session: Session, handle: RendezvousHandle, settings: RendezvousConfig) -> None:
     out = session.output
     data = {
         "registry": str(handle.registry or ""),
@@ -99,7 +88,7 @@ def _announce(session: Session, handle: Any, settings: Any) -> None:
     out.line("\nCtrl-C stops it.")
 
 
-def _settings(session: Session, flags: dict[str, Any]) -> Any:
+def _settings(session: Session, flags: dict[str, Any]) -> RendezvousConfig:
     from pilot_trio.config import Endpoint, RendezvousConfig
 
     def endpoint(name: str) -> Endpoint | None:

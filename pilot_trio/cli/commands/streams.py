@@ -87,7 +87,8 @@ def recv(session: Session, port: str, count: int, idle: float | None, timeout: f
     with session.connect() as client:
         with daemon_errors("listen: bind"):
             client.bind(number, deadline_in(REQUEST_TIMEOUT))
-        out.detail(f"listening on port {number}")
+        if out.terminal:
+            out.note(f"listening on port {number} — waiting for streams...")
         for sequence in range(count):
             try:
                 _, stream = client.accept(deadline)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pilot_trio.cli import registry_client
 from pilot_trio.cli.framework import command, option, switch
@@ -16,11 +15,15 @@ from pilot_trio.cli.output import CliError
 from pilot_trio.cli.session import REQUEST_TIMEOUT, Session
 from pilot_trio.errors import RegistryError, RegistryUnavailable
 
+if TYPE_CHECKING:  # a node takes longer to load than the help of this command may take
+    import trio
+
+    from pilot_trio.config import Config
+    from pilot_trio.serving import NodeHandle
+
 _SECTION: Final = "Run a node"
 PROBE_TIMEOUT: Final = 2.0  # seconds to find out whether the registry port is taken by a registry
 DEMO_PORT: Final = 5000  # port of the example commands; not used by any service
-
-log = logging.getLogger("pilot_trio.cli")
 
 
 @command("up", section=_SECTION)
@@ -38,7 +41,7 @@ log = logging.getLogger("pilot_trio.cli")
 @option("admin-token", "admin token of the own registry", "token")
 @option("log-level", "debug, info, warn or error", "level", default="warn")
 @option("log-format", "text or json", "format", default="text")
-def up(session: Session, **flags: Any) -> int:
+def up(session: Session, **flags: Any) -> None:
     """Run a node and its own rendezvous in this terminal, until Ctrl-C.
 
     If a registry answers already where the own one would listen, the node joins that one.
@@ -47,91 +50,65 @@ def up(session: Session, **flags: Any) -> int:
     _refuse_second(socket)
     joined = None if flags["registry"] else _registry_at(flags["rendezvous_registry"])
 
-    from pilot_trio.cli import logs
-    from pilot_trio.cli.daemon_run import raise_file_limit
-    from pilot_trio.cli.shutdown import Watchdog
+    from pilot_trio.cli.foreground import run_until_signal
     from pilot_trio.errors import ConfigError
 
     try:
         config = _config(session, flags, socket, joined)
     except (ConfigError, ValueError) as exc:
         raise CliError("invalid_argument", f"up: {exc}") from exc
-    handler = logs.configure(flags["log_level"], flags["log_format"])
-    raise_file_limit()
-    try:
-        _run(partial(_serve, session, config, joined, Watchdog(handler.close)))
-    finally:
-        handler.close()
-    return 0
+    start = partial(_start, session, config, joined)
+    run_until_signal(start, log_level=flags["log_level"], log_format=flags["log_format"])
 
 
-def _run(main: Any) -> None:
-    import trio
+async def _start(session: Session, config: Config, joined: str | None, nursery: trio.Nursery) -> None:
+    from pilot_trio.serving import serve
 
-    from pilot_trio.cli.daemon_run import leaves
-    from pilot_trio.errors import PilotError
-
-    try:
-        trio.run(main)
-    except BaseExceptionGroup as group:
-        causes = list(leaves(group))
-        if all(isinstance(cause, PilotError | OSError) for cause in causes):
-            raise CliError("internal", f"cannot start: {causes[0]}") from group
-        raise
+    handle: NodeHandle = await nursery.start(partial(serve, config))
+    nursery.start_soon(_accompany, session, handle, joined)
 
 
-async def _serve(session: Session, config: Any, joined: str | None, watchdog: Any) -> None:
+async def _accompany(session: Session, handle: NodeHandle, joined: str | None) -> None:
+    """Tell the user and the other commands of the node, as long as it runs."""
     import trio
 
     from pilot_trio.cli import runtime_file
-    from pilot_trio.cli.daemon_run import settle
-    from pilot_trio.cli.shutdown import cancel_on_signal, stop_signals
-    from pilot_trio.serving import NodeHandle, serve
 
-    with stop_signals(watchdog) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(cancel_on_signal, signals, nursery.cancel_scope)
-            handle: NodeHandle = await nursery.start(partial(serve, config))
-            facts = {"registry": str(handle.registry), "beacon": str(handle.beacon or "")}
-            await trio.to_thread.run_sync(runtime_file.write, session.home, handle.socket, facts)
-            try:
-                settle()
-                if not handle.registered:
-                    session.output.note(
-                        f"waiting for the registry at {handle.registry}; everything local works already"
-                    )
-                await handle.wait_registered()
-                _announce(session, handle, joined)
-                await trio.sleep_forever()
-            finally:
-                runtime_file.remove(session.home, handle.socket)
+    facts = {"registry": str(handle.registry), "beacon": str(handle.beacon or "")}
+    await trio.to_thread.run_sync(runtime_file.write, session.home, handle.socket, facts)
+    try:
+        if not handle.registered:
+            session.output.note(f"waiting for the registry at {handle.registry}; everything local works already")
+        await handle.wait_registered()
+        _announce(session, handle, joined)
+        await trio.sleep_forever()
+    finally:
+        runtime_file.remove(session.home, handle.socket)
 
 
-def _announce(session: Session, handle: Any, joined: str | None) -> None:
+def _announce(session: Session, handle: NodeHandle, joined: str | None) -> None:
     out = session.output
+    embedded = handle.rendezvous
     data = {
         "address": str(handle.address),
         "node_id": handle.node_id,
         "socket": str(handle.socket),
         "registry": str(handle.registry),
         "beacon": str(handle.beacon or ""),
-        "embedded": handle.rendezvous is not None,
+        "embedded": embedded is not None,
         "pid": os.getpid(),
     }
     if out.as_json:
         out.event({"data": data, "status": "ok"})
         return
-    if joined:
-        where = f"{data['registry']} (one was running there already; joined it)"
-    else:
-        where = f"{data['registry']} ({'embedded' if handle.rendezvous is not None else 'as told'})"
+    how = "embedded" if embedded is not None else "was running here already; joined" if joined else "as told"
     out.line(out.state(good=True, text="node running"))
-    out.line(f"  address   {out.styled(data['address'], 'cyan')}")
+    out.line(f"  address   {out.styled(str(data['address']), 'cyan')}")
     out.line(f"  socket    {data['socket']}")
-    out.line(f"  registry  {where}")
-    if handle.rendezvous is not None and handle.rendezvous.http:
-        out.line(f"  page      {handle.rendezvous.http}")
-    words = (
+    out.line(f"  registry  {data['registry']} ({how})")
+    if embedded is not None and embedded.http:
+        out.line(f"  page      {embedded.http}")
+    examples = (
         f"ping {data['address']}",
         f"recv {DEMO_PORT} --idle 1s",
         f"send {data['address']} {DEMO_PORT} --data hello",
@@ -139,12 +116,12 @@ def _announce(session: Session, handle: Any, joined: str | None) -> None:
     # Commands find the socket by themselves unless this one was told another.
     prefix = "" if handle.socket == session.socket else f"PILOT_SOCKET={shlex.quote(str(handle.socket))} "
     out.line("\nTry, in other terminals:")
-    for line in words:
-        out.line(f"  {prefix}pilot-trio {line}")
+    for example in examples:
+        out.line(f"  {prefix}pilot-trio {example}")
     out.line("\nCtrl-C stops the node.")
 
 
-def _config(session: Session, flags: dict[str, Any], socket: Path, joined: str | None) -> Any:
+def _config(session: Session, flags: dict[str, Any], socket: Path, joined: str | None) -> Config:
     import attrs
 
     from pilot_trio.config import Config, Endpoint, RegistryConfig, RendezvousConfig, TrustConfig
@@ -163,7 +140,8 @@ def _config(session: Session, flags: dict[str, Any], socket: Path, joined: str |
         public=flags["public"],
         admin_token=token,
         trust=TrustConfig(auto_approve=flags["trust_auto_approve"]),
-        listen=Endpoint("127.0.0.1", 0) if not flags["registry"] else Endpoint("", 0),
+        # A registry on this machine knows nodes on this machine alone.
+        listen=Endpoint("", 0) if flags["registry"] else Endpoint("127.0.0.1", 0),
     )
     if config.rendezvous is None:
         return config
@@ -179,11 +157,11 @@ def _config(session: Session, flags: dict[str, Any], socket: Path, joined: str |
 
 def _refuse_second(socket: Path) -> None:
     try:
-        IPCClient(socket, deadline_in(REQUEST_TIMEOUT)).__exit__(None, None, None)
+        IPCClient(socket, deadline_in(REQUEST_TIMEOUT)).close()
     except DaemonNotRunning:
         return
     except DaemonTimeout:
-        pass
+        pass  # somebody listens, and does not accept
     hint = (
         "use it (pilot-trio info), stop it (pilot-trio daemon stop), or give this one another --socket and --identity"
     )

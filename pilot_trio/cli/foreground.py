@@ -1,0 +1,44 @@
+"""Run something in this terminal until a stop signal: what `up` and `rendezvous` have in common."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+
+import trio
+
+from pilot_trio.cli import logs
+from pilot_trio.cli.daemon_run import leaves, raise_file_limit, settle
+from pilot_trio.cli.output import CliError
+from pilot_trio.cli.shutdown import Watchdog, cancel_on_signal, stop_signals
+from pilot_trio.errors import PilotError
+
+Start = Callable[[trio.Nursery], Awaitable[None]]
+
+
+def run_until_signal(start: Start, *, log_level: str, log_format: str) -> None:
+    """Call `start` with a nursery, and let what it started there run until SIGINT or SIGTERM.
+
+    Raises:
+      CliError: it could not start, or ended by an error that an operator can understand.
+    """
+    handler = logs.configure(log_level, log_format)
+    raise_file_limit()
+    try:
+        trio.run(partial(_serve, start, Watchdog(handler.close)))
+    except BaseExceptionGroup as group:
+        causes = list(leaves(group))
+        if not all(isinstance(cause, PilotError | OSError) for cause in causes):
+            raise
+        raise CliError("internal", f"cannot run: {causes[0]}") from group
+    finally:
+        handler.close()
+
+
+async def _serve(start: Start, watchdog: Watchdog) -> None:
+    signals: AsyncIterator[int]
+    with stop_signals(watchdog) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_on_signal, signals, nursery.cancel_scope)
+            await start(nursery)
+            settle()
