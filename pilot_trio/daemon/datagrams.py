@@ -156,6 +156,11 @@ class Datagrams:
             if node != own:
                 self.send_or_drop(Target(Address(request.network, node), request.port, request.data))
 
+    def receive_packet(self, packet: Packet) -> None:
+        """Take a datagram of another node, which has passed the trust gate."""
+        source_port, port = Port(packet.source_port), Port(packet.destination_port)
+        self.receive(packet.source, source_port, packet.destination.network, port, packet.payload)
+
     def receive(self, source: Address, source_port: Port, network: NetworkId, port: Port, data: bytes) -> None:
         """Offer one datagram that has arrived to every client; empty ones are not delivered (`spec/transport.md` §7.2)."""
         if not data:

@@ -27,6 +27,7 @@ import trio
 from pilot_trio.address import BACKBONE, Address, NodeId
 from pilot_trio.config import Config
 from pilot_trio.daemon.beacon_client import BeaconClient, BeaconStatistics
+from pilot_trio.daemon.carrier import TunnelCarrier
 from pilot_trio.daemon.commands import build_table
 from pilot_trio.daemon.datagrams import Datagrams, DatagramStatistics
 from pilot_trio.daemon.dispatch import CommandTable
@@ -40,7 +41,7 @@ from pilot_trio.daemon.networks import Networks
 from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
 from pilot_trio.daemon.resolver import Resolver
 from pilot_trio.daemon.state import NodeState
-from pilot_trio.daemon.streams import NoTunnel, StreamStatistics, StreamTable
+from pilot_trio.daemon.streams import StreamStatistics, StreamTable
 from pilot_trio.daemon.trust import TrustService
 from pilot_trio.daemon.tunnel import Tunnel, TunnelReport
 from pilot_trio.daemon.webhook import Webhook
@@ -119,9 +120,6 @@ class Node:
             on_directory=self.managed.sync,
         )
         self.ports: Final = PortTable(rng.getrandbits(32))
-        self.streams: Final = StreamTable(
-            self.state, self.ports, NoTunnel(self.resolver), limits=config.streams, events=self.events
-        )
         self.trust: Final = TrustService(
             state=self.state,
             registry=self.registry,
@@ -143,6 +141,21 @@ class Node:
                 encrypt=config.encrypt, relay_only=config.relay_only, is_trusted=self.trust.is_trusted
             ),
         )
+        self.carrier: Final = TunnelCarrier(
+            state=self.state,
+            ports=self.ports,
+            resolver=self.resolver,
+            tunnel=self.tunnel,
+            timers=self.tunnel.timers,
+            trust=self.trust,
+            check_trust=self.resolver.check_trust,
+            limits=config.streams,
+            events=self.events,
+        )
+        self.streams: Final = StreamTable(
+            self.state, self.ports, self.carrier, limits=config.streams, events=self.events
+        )
+        self.tunnel.deliver = self.carrier.receive
         self.beacon: Final = BeaconClient(
             network=network,
             link=self.tunnel,
@@ -174,7 +187,9 @@ class Node:
             members=self.networks.members,
             admin_token=config.admin_token,
             events=self.events,
+            carrier=self.carrier,
         )
+        self.carrier.attach(self.streams, self.datagrams.receive_packet)
         commands.update(build_table(self))
 
     def statistics(self) -> NodeStatistics:
@@ -197,10 +212,12 @@ class Node:
         async with open_service_nursery() as services:
             drained = await services.start(self._deliver_events)
             await services.start(self.tunnel.run)
+            await services.start(self.carrier.run)
             await services.start(self.beacon.run)
             try:
                 await self._run_users(listener, task_status)
             finally:
+                self.streams.close_all()
                 self.webhook.close()
                 with trio.move_on_after(WEBHOOK_DRAIN, shield=True):
                     await drained.wait()

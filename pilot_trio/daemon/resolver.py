@@ -118,6 +118,16 @@ class Resolver:
             raise RegistryError(f"node {node} has a public key of {len(key)} bytes", "lookup")
         return key
 
+    async def check_trust(self, node: int) -> bool:
+        """Ask whether the registry knows of trust, or of a shared network, between a node and this one; no answer is no."""
+        try:
+            answer = await self._registry.call(
+                "check_trust", timeout=INTERACTIVE_TIMEOUT, node_id=self._state.node_id, peer_id=node
+            )
+        except RegistryError:
+            return False
+        return answer.get("trusted") is True
+
     def forget(self, node: int) -> None:
         """Drop what is cached about a node."""
         self._routes.forget(NodeId(node))

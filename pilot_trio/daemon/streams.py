@@ -277,6 +277,11 @@ class StreamTable:
             listener.close()
         self._expire()
 
+    def close_all(self) -> None:
+        """Close every connection gracefully: the node stops, and its peers are to know."""
+        for connection in list(self._rows.values()):
+            connection.close()
+
     def rows(self) -> list[dict[str, Any]]:
         """Return the connection list, oldest first (`spec/ipc.md` §5.9)."""
         self._expire()

@@ -20,9 +20,8 @@ from pilot_trio.wire.ipc import JSON_MAX, Code, encode_frame
 
 INFO_CACHE: Final = 0.2  # seconds that one Info body serves all clients; what clients are used to, `spec/ipc.md` §5.9
 
-FEATURES: Final = ("key_request", "dgram_confirm")
-"""What we promise clients. The reference has two more, `reply_window` and `dial_awaits_key`: a client that believes a false
-one skips the handshake that it needs."""
+FEATURES: Final = ("reply_window", "dial_awaits_key", "key_request", "dgram_confirm")
+"""What we promise clients: a client that believes a false promise skips the handshake that it needs."""
 
 STATUS_UNREGISTERED: Final = "registering"
 """Health's `status` while the node has no id yet; with one it is `ok`, whatever the registry does meanwhile."""
