@@ -59,7 +59,7 @@ class PilotCommand(click.Command):
     """A command whose words are read by the protocol's grammar."""
 
     def __init__(self, *args: Any, section: str = "Other", **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "context_settings": _SETTINGS})
+        super().__init__(*args, **{**kwargs, "context_settings": {**_SETTINGS, "allow_extra_args": True}})
         self.section = section
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -78,9 +78,12 @@ class PilotCommand(click.Command):
         for name in unknown:
             ctx.obj.output.note(f"warning: {ctx.info_name} has no flag {name}; ignored")
         try:
-            return super().parse_args(ctx, words)
+            left = super().parse_args(ctx, words)
         except click.UsageError as exc:
             raise CliError("invalid_argument", f"usage: {usage(ctx)}") from exc
+        for word in left:
+            ctx.obj.output.note(f"warning: {ctx.info_name} does not need {quote(word)}; ignored")
+        return left
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, " ".join(_pieces(self)))

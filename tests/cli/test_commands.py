@@ -516,6 +516,12 @@ def test_an_unknown_flag_is_ignored_and_people_are_told(cli: Cli) -> None:
     assert "has no flag --cont" in cli("ping", "5", "--count", "1", "--cont", "3").err
 
 
+@pytest.mark.usefixtures("daemon")
+def test_words_too_many_are_ignored_and_people_are_told(cli: Cli) -> None:
+    assert cli("--json", "register", ":0").data["node_id"] == NODE
+    assert cli("register", ":0").err == 'warning: register does not need ":0"; ignored\n'
+
+
 def test_prefer_direct_needs_a_daemon_that_knows_it(cli: Cli, daemon: FakeDaemon) -> None:
     assert cli("--json", "prefer-direct", "beta").data["had_tunnel"] is True
     daemon.replies[Code.PREFER_DIRECT] = fails("unknown command: 0x2D")
