@@ -1,9 +1,9 @@
 """One task for all deadlines.
 
 Most deadlines never come: an acknowledgement moves a retransmission on, traffic moves an idle timeout on. So moving one
-later must cost nothing. A `Timer` remembers its deadline and the wake-up that is armed for it; a later deadline changes
-the number alone, and when the old wake-up fires, finds nothing due and arms the next. Only a move to earlier touches the
-heap.
+later must cost nothing. A `Timer` remembers its deadline and the wake-ups that are armed for it; a later deadline changes
+the number alone, and when the old wake-up fires, finds nothing due and makes sure that there is another. Only a move to
+earlier touches the heap.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from typing import Final
 import trio
 
 DUE_MAX: Final = 256  # timers run before other tasks get a turn
+_SWEEP_FROM: Final = 64  # wake-ups of cancelled timers that are not worth a sweep
 
 
 class Timer:
     """One deadline that moves. Made by `Timers.timer`."""
 
-    __slots__ = ("_deadline", "_timers", "_wake_at", "on_due")
+    __slots__ = ("_deadline", "_on_due", "_timers", "_wakes")
 
     def __init__(self, timers: Timers, on_due: Callable[[float], None]) -> None:
         self._timers = timers
+        self._on_due: Callable[[float], None] | None = on_due  # None: cancelled
         self._deadline = inf
-        self._wake_at = inf  # the earliest wake-up armed for this timer
-        self.on_due = on_due
+        self._wakes = [inf]  # wake-ups armed for this timer, earliest last: each was armed because it was the earliest
 
     @property
     def deadline(self) -> float:
@@ -37,23 +38,30 @@ class Timer:
 
     def arm(self, at: float) -> None:
         """Be due at `at`; `math.inf`: not at all. Call it whenever the deadline may have changed."""
-        self._deadline = at
-        if at < self._wake_at:
-            self._timers.wake_at(at, self)
+        if self._on_due is not None:
+            self._deadline = at
+            if at < self._wakes[-1]:
+                self._wakes.append(at)
+                self._timers._push(at, self)
 
     def cancel(self) -> None:
-        """Never be due, unless armed again."""
-        self._deadline = inf
+        """Never be due again, and let go of what would have been called. Idempotent."""
+        if self._on_due is not None:
+            self._on_due = None
+            self._deadline = inf
+            self._timers._cancelled(len(self._wakes) - 1)
 
-    def _woken(self, at: float, now: float) -> bool:
-        """Take a wake-up; True if it made the timer due."""
-        if at != self._wake_at:
-            return False  # an earlier wake-up has taken its place
-        self._wake_at = inf
-        if self._deadline > now:
-            self.arm(self._deadline)
+    def _woken(self, now: float) -> bool:
+        """Take the earliest wake-up; run what is due. False if the timer was cancelled."""
+        self._wakes.pop()
+        on_due, deadline = self._on_due, self._deadline
+        if on_due is None:
             return False
-        self._deadline = inf
+        if deadline <= now:
+            self._deadline = inf
+            on_due(now)
+        else:
+            self.arm(deadline)
         return True
 
 
@@ -63,6 +71,7 @@ class Timers:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Timer]] = []
         self._numbers = count()  # equal deadlines come in the order of arming
+        self._dead = 0  # wake-ups in the heap whose timers were cancelled
         self._scope: trio.CancelScope | None = None
 
     def __len__(self) -> int:
@@ -72,13 +81,6 @@ class Timers:
     def timer(self, on_due: Callable[[float], None]) -> Timer:
         """Return a timer that is not armed. `on_due(now)` must neither wait nor raise; it may arm the timer again."""
         return Timer(self, on_due)
-
-    def wake_at(self, at: float, timer: Timer) -> None:
-        """Arm a wake-up; `Timer.arm` calls this."""
-        timer._wake_at = at
-        heapq.heappush(self._heap, (at, next(self._numbers), timer))
-        if self._scope is not None and at < self._scope.deadline:
-            self._scope.deadline = at
 
     async def run(self) -> None:
         """Run timers as they fall due, until cancelled."""
@@ -96,6 +98,18 @@ class Timers:
         for _ in range(DUE_MAX):
             if not self._heap or self._heap[0][0] > now:
                 return
-            at, _, timer = heapq.heappop(self._heap)
-            if timer._woken(at, now):
-                timer.on_due(now)
+            if not heapq.heappop(self._heap)[2]._woken(now):
+                self._dead -= 1
+
+    def _push(self, at: float, timer: Timer) -> None:
+        heapq.heappush(self._heap, (at, next(self._numbers), timer))
+        if self._scope is not None and at < self._scope.deadline:
+            self._scope.deadline = at
+
+    def _cancelled(self, wakes: int) -> None:
+        """Throw out the wake-ups of cancelled timers once they are the majority: short streams have long timeouts."""
+        self._dead += wakes
+        if self._dead > max(_SWEEP_FROM, len(self._heap) // 2):
+            self._heap = [entry for entry in self._heap if entry[2]._on_due is not None]
+            heapq.heapify(self._heap)
+            self._dead = 0

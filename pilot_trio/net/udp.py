@@ -40,6 +40,7 @@ _UDP_GRO: Final = 104
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; beyond the system's limit, for those who may
 _SO_RCVBUFFORCE: Final = 33
 _ANCILLARY: Final = socket.CMSG_SPACE(struct.calcsize("i")) if hasattr(socket, "CMSG_SPACE") else 0
+_MAPPED: Final = "::ffff:"  # what an IPv6 socket has before IPv4 addresses
 _INT = struct.Struct("i")
 _SEGMENT_SIZE = struct.Struct("H")
 
@@ -178,6 +179,8 @@ class UDPSocket:
     def send_batch(self, batch: Sequence[tuple[bytes, Addr]]) -> list[Addr]:
         """Send datagrams in this order, without waiting; return the destinations to which the system knows no way.
 
+        Destinations are address literals: a name would be looked up here and now, and hold up everything.
+
         What the kernel has no room for now is kept and leaves, still in order, with the next batch or through
         `send_queued`, whichever comes first; what exceeds that queue is dropped and counted.
 
@@ -224,30 +227,45 @@ class UDPSocket:
     def _send(self, batch: Sequence[tuple[bytes, Addr]], unreachable: list[Addr]) -> int:
         """Send until the kernel's buffer is full; return how many datagrams are done with, sent or lost."""
         at, end = 0, len(batch)
+        suspicious = False  # segmentation failed just now: its fault, or the destination's?
         while at < end:
-            count = self._alike(batch, at) if self._segmentation else 1
+            count = self._alike(batch, at) if self._segmentation and not suspicious else 1
             try:
-                if count > 1:
-                    self._send_segmented([data for data, _ in batch[at : at + count]], batch[at][1])
-                else:
-                    self._sock.sendto(*batch[at])
-                self._writes += 1
-                self._sent += count
+                self._send_alike(batch, at, count)
             except (BlockingIOError, InterruptedError):
                 return at
             except OSError as exc:
                 if count > 1 and exc.errno in _NO_SEGMENTATION:
-                    self._segmentation = False
-                    continue  # the same ones again, one by one
-                if exc.errno in _GONE:
-                    raise trio.ClosedResourceError from exc
-                if exc.errno in _NO_WAY:
-                    unreachable.append(batch[at][1])
-                self._dropped += count
-            except (UnicodeError, OverflowError):
-                self._dropped += count  # a registry may name any "address"
+                    suspicious = True
+                    continue  # the first of them again, alone
+                self._lose(count, exc.errno, batch[at][1], unreachable)
+            except (TypeError, UnicodeError, OverflowError):
+                self._dropped += count  # no address at all
+            else:
+                self._segmentation = self._segmentation and not suspicious
+            suspicious = False
             at += count
         return at
+
+    def _send_alike(self, batch: Sequence[tuple[bytes, Addr]], at: int, count: int) -> None:
+        data, to = batch[at]
+        if self._is_ipv6 and ":" not in to[0]:
+            to = (_MAPPED + to[0], to[1])
+        if count > 1:
+            size = _SEGMENT_SIZE.pack(len(data))
+            pieces = [data for data, _ in batch[at : at + count]]
+            self._sock.sendmsg(pieces, [(socket.IPPROTO_UDP, _UDP_SEGMENT, size)], 0, to)
+        else:
+            self._sock.sendto(data, to)
+        self._writes += 1
+        self._sent += count
+
+    def _lose(self, count: int, number: int | None, to: Addr, unreachable: list[Addr]) -> None:
+        if number in _GONE:
+            raise trio.ClosedResourceError
+        if number in _NO_WAY:
+            unreachable.append(to)
+        self._dropped += count
 
     def _alike(self, batch: Sequence[tuple[bytes, Addr]], at: int) -> int:
         """Return how many datagrams from `at` on can leave in one call: one destination, equal sizes, the last shorter."""
@@ -266,10 +284,6 @@ class UDPSocket:
                 break
         return following - at
 
-    def _send_segmented(self, pieces: list[bytes], to: Addr) -> None:
-        size = _SEGMENT_SIZE.pack(len(pieces[0]))
-        self._sock.sendmsg(pieces, [(socket.IPPROTO_UDP, _UDP_SEGMENT, size)], 0, to)
-
 
 def _piece_size(ancillary: list[tuple[int, int, bytes]]) -> int:
     """Return the size of the datagrams that the kernel has joined, 0 if it has not."""
@@ -283,7 +297,7 @@ def _piece_size(ancillary: list[tuple[int, int, bytes]]) -> int:
 def _normalised(source: tuple[str, int, int, int]) -> Addr:
     """Return an IPv6 socket's view of an IPv4 host as the IPv4 host that it is."""
     host = source[0]
-    return (host[7:] if host.startswith("::ffff:") and "." in host else host), source[1]
+    return (host.removeprefix(_MAPPED) if "." in host else host), source[1]
 
 
 def _set(sock: socket.socket, level: int, option: int, value: int) -> bool:
