@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
+from math import inf
 from typing import Final
 
+from pilot_trio.proto.stream.rtt import RttEstimator
+from pilot_trio.proto.stream.send_queue import Segment
 from pilot_trio.proto.stream.settings import SEGMENT
 
 CWND_INITIAL: Final = 40_960  # bytes; the reference's initial window, protocol §5.1
@@ -22,16 +25,7 @@ CWND_MAX: Final = 8 << 20  # bytes; more than the receive window of our own kind
 SSTHRESH_INITIAL: Final = 524_288  # bytes; shown to clients until a loss lowers it, protocol §5.1
 STARTUP_GAIN: Final = 2.885  # 2/ln 2: doubles the rate every round trip
 CWND_GAIN: Final = 2.0  # times what the path holds: room for delayed and joined acknowledgments
-PROBE_GAINS: Final = (
-    1.25,
-    0.75,
-    1.0,
-    1.0,
-    1.0,
-    1.0,
-    1.0,
-    1.0,
-)  # of the rate, a round trip each: ask for more, give back
+PROBE_GAINS: Final = (1.25, 0.75, *6 * (1.0,))  # of the rate, a round trip each: ask for more, give back, cruise
 RATE_ROUNDS: Final = 10  # round trips over which the best delivery rate counts
 FULL_GROWTH: Final = 1.25  # growth of the rate below which the path is taken for full
 FULL_ROUNDS: Final = 3  # round trips without that growth that end the start-up
@@ -39,6 +33,8 @@ LOSS_TOO_HIGH: Final = 0.15  # share of a round trip's segments; random loss is 
 LOSS_BACKOFF: Final = 0.7  # what is left of the estimated rate after a round trip above it
 BURST: Final = 48 * SEGMENT  # bytes that may leave at once: one batch of datagrams; smaller bursts cost wake-ups
 ROUND_MIN: Final = 0.001  # seconds; the shortest round trip believed, timers being no finer
+PACED_FROM: Final = 0.002  # seconds of round trip; below, acknowledgments set the pace better than timers do
+TIMER_LATE: Final = 0.002  # seconds that a timer may be late; what should have left meanwhile leaves with it
 
 
 class Phase(Enum):
@@ -49,32 +45,21 @@ class Phase(Enum):
     PROBE = "probe"
 
 
-class RateSample:
-    """What was delivered when a segment left; with the same at its acknowledgment it gives a delivery rate."""
-
-    __slots__ = ("app_limited", "delivered", "delivered_at", "first_sent_at")
-
-    def __init__(self, delivered: int, delivered_at: float, first_sent_at: float, *, app_limited: bool) -> None:
-        self.delivered = delivered
-        self.delivered_at = delivered_at
-        self.first_sent_at = first_sent_at
-        self.app_limited = app_limited
-
-
 class Congestion:
     """One connection's controller. Pure: time comes in."""
 
     __slots__ = (
         "_best_rates", "_credit", "_credit_at", "_delivered", "_delivered_at", "_first_sent_at", "_full_rate",
         "_full_rounds", "_probe_index", "_probe_until", "_round", "_round_end", "_round_lost", "_round_sent",
-        "cwnd", "pacing_rate", "phase", "ssthresh",
+        "cwnd", "held_by_path", "pacing_rate", "phase", "ssthresh",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
         self.phase = Phase.STARTUP
         self.cwnd = CWND_INITIAL
         self.ssthresh = SSTHRESH_INITIAL
-        self.pacing_rate = float("inf")
+        self.pacing_rate = inf
+        self.held_by_path = 0  # bytes of the window that are on the path, rather than in buffers before it
         self._delivered = 0  # bytes acknowledged, cumulatively or selectively
         self._delivered_at = self._first_sent_at = now
         self._best_rates: deque[tuple[int, float]] = deque()  # (round, bytes/s), rates falling
@@ -96,74 +81,92 @@ class Congestion:
 
     def may_send_at(self, now: float) -> float:
         """Return when the next segment may leave: `now` or later."""
-        if self.pacing_rate == float("inf"):
+        if self.pacing_rate == inf:
             return now
-        elapsed = max(0.0, now - self._credit_at)
-        self._credit = min(float(BURST), self._credit + elapsed * self.pacing_rate)
+        credit_max = max(float(BURST), self.pacing_rate * TIMER_LATE)
+        self._credit = min(credit_max, self._credit + max(0.0, now - self._credit_at) * self.pacing_rate)
         self._credit_at = now
         if self._credit >= SEGMENT:
             return now
         # Waking for a single segment costs more than it spreads; a quarter of a burst is one batch.
         return now + (BURST / 4 - self._credit) / self.pacing_rate
 
-    def on_sent(self, size: int, in_flight: int, now: float, *, app_limited: bool) -> RateSample:
-        """Note a segment leaving; keep the sample with it."""
-        self._credit -= size
+    def on_sent(self, segment: Segment, in_flight: int, now: float, *, app_limited: bool) -> None:
+        """Note a segment leaving, and with it what its acknowledgment will be measured against."""
+        self._credit -= len(segment.payload)
         self._round_sent += 1
-        if in_flight == 0:
+        if not in_flight:
             self._first_sent_at = self._delivered_at = now
-        return RateSample(self._delivered, self._delivered_at, self._first_sent_at, app_limited=app_limited)
+        segment.delivered = self._delivered
+        segment.delivered_at = self._delivered_at
+        segment.first_sent_at = self._first_sent_at
+        segment.app_limited = app_limited
 
     # --- what came back ----------------------------------------------------------------------------------------------
 
-    def on_delivered(self, size: int, sent_at: float, sample: RateSample, now: float) -> None:
-        """Note one segment known to have arrived; call `on_ack` after the last one of an acknowledgment."""
-        self._delivered += size
+    def on_arrived(self, arrived: list[Segment], in_flight: int, rtt: RttEstimator, now: float) -> None:
+        """Set window and rate from the model after segments became known to have arrived, one at least."""
+        newest = arrived[0]
+        for segment in arrived:
+            self._delivered += len(segment.payload)
+            if segment.sent_at >= newest.sent_at:
+                newest = segment
         self._delivered_at = now
-        self._first_sent_at = sent_at
-        interval = max(sent_at - sample.first_sent_at, now - sample.delivered_at)
-        if sample.delivered >= self._round_end:
-            self._end_round()
-        if interval <= 0:
-            return
-        rate = (self._delivered - sample.delivered) / interval
-        if rate >= self.rate or not sample.app_limited:
-            while self._best_rates and self._best_rates[-1][1] <= rate:
-                self._best_rates.pop()
-            self._best_rates.append((self._round, rate))
+        self._first_sent_at = newest.sent_at
+        if newest.delivered >= self._round_end:
+            self._end_round(app_limited=newest.app_limited)
+        interval = max(newest.sent_at - newest.first_sent_at, now - newest.delivered_at)
+        if interval > 0:
+            self._note_rate((self._delivered - newest.delivered) / interval, app_limited=newest.app_limited)
+        if self._best_rates and rtt.min_rtt < inf:
+            self._follow_model(in_flight, rtt, now)
 
-    def on_ack(self, in_flight: int, min_rtt: float, now: float) -> None:
-        """Set window and rate from the model after an acknowledgment was worked in."""
-        while len(self._best_rates) > 1 and self._best_rates[0][0] < self._round - RATE_ROUNDS:
-            self._best_rates.popleft()
-        if not self._best_rates or min_rtt == float("inf"):
+    def _note_rate(self, rate: float, *, app_limited: bool) -> None:
+        """Keep the best rates of the last rounds. A sender with nothing to send proves no path slow."""
+        rates = self._best_rates
+        if app_limited and rate < self.rate:
             return
-        round_trip = max(min_rtt, ROUND_MIN)
+        while rates and rates[-1][1] <= rate:
+            rates.pop()
+        rates.append((self._round, rate))
+        while rates[0][0] < self._round - RATE_ROUNDS:
+            rates.popleft()
+
+    def _follow_model(self, in_flight: int, rtt: RttEstimator, now: float) -> None:
+        round_trip = max(rtt.min_rtt, ROUND_MIN)
         capacity = self.rate * round_trip
+        rate_gain, window_gain = self._gains(in_flight, capacity, round_trip, now)
+        # A stream that had little to send knows little of the path: it may always send its first window in a round trip.
+        least_rate = (CWND_INITIAL if self.phase is Phase.STARTUP else CWND_MIN) / max(rtt.srtt, ROUND_MIN)
+        self.pacing_rate = inf if rtt.min_rtt < PACED_FROM else max(rate_gain * self.rate, least_rate)
+        target = int(window_gain * capacity) + BURST
+        grown = self.cwnd * 2 if self.phase is Phase.STARTUP else self.cwnd + SEGMENT * 8
+        self.cwnd = max(CWND_MIN, min(CWND_MAX, target, max(grown, CWND_INITIAL)))
+        self.held_by_path = min(self.cwnd, int(window_gain * self.rate * rtt.min_rtt))
+
+    def _gains(self, in_flight: int, capacity: float, round_trip: float, now: float) -> tuple[float, float]:
+        """Advance the phase; return the gains of pacing rate and window."""
         if self.phase is Phase.STARTUP and self._full_rounds >= FULL_ROUNDS:
             self.phase = Phase.DRAIN
         if self.phase is Phase.DRAIN and in_flight <= capacity:
             self.phase, self._probe_index, self._probe_until = Phase.PROBE, 2, now + round_trip
-        if self.phase is Phase.PROBE and now >= self._probe_until:
+        if self.phase is Phase.STARTUP:
+            return STARTUP_GAIN, STARTUP_GAIN
+        if self.phase is Phase.DRAIN:
+            return 1 / STARTUP_GAIN, STARTUP_GAIN
+        if now >= self._probe_until:
             self._probe_index = (self._probe_index + 1) % len(PROBE_GAINS)
             self._probe_until = now + round_trip
-        if self.phase is Phase.STARTUP:
-            rate_gain = window_gain = STARTUP_GAIN
-        elif self.phase is Phase.DRAIN:
-            rate_gain, window_gain = 1 / STARTUP_GAIN, STARTUP_GAIN
-        else:
-            rate_gain, window_gain = PROBE_GAINS[self._probe_index], CWND_GAIN
-        self.pacing_rate = rate_gain * self.rate
-        target = int(window_gain * capacity) + BURST
-        grown = self.cwnd + SEGMENT * 8 if self.phase is not Phase.STARTUP else self.cwnd * 2
-        self.cwnd = max(CWND_MIN, min(CWND_MAX, target, max(grown, CWND_INITIAL)))
+        gain = PROBE_GAINS[self._probe_index]
+        # Giving back includes what piled up before: else streams that share a path learn its length with all their queues.
+        return gain, CWND_GAIN if gain >= 1 else 1.0
 
-    def _end_round(self) -> None:
+    def _end_round(self, *, app_limited: bool) -> None:
         self._round += 1
         self._round_end = self._delivered
         if self.rate >= self._full_rate * FULL_GROWTH:
             self._full_rate, self._full_rounds = self.rate, 0
-        else:
+        elif not app_limited:
             self._full_rounds += 1
         if self._round_sent >= 20 and self._round_lost > LOSS_TOO_HIGH * self._round_sent:
             self._slow_down()
@@ -178,9 +181,9 @@ class Congestion:
         self.ssthresh = max(CWND_MIN, self.cwnd // 2)
         self.cwnd = max(CWND_MIN, int(self.cwnd * LOSS_BACKOFF))
 
-    def on_lost(self) -> None:
-        """Note one segment taken for lost."""
-        self._round_lost += 1
+    def on_lost(self, count: int) -> None:
+        """Note segments taken for lost; a negative count takes some back that had arrived after all."""
+        self._round_lost = max(0, self._round_lost + count)
 
     def on_timeout(self) -> None:
         """Nothing comes back: start over with a small window, keep what is known of the path."""

@@ -1,32 +1,54 @@
-"""The receiving half's data: what may be read, and segments that came early (`spec/transport.md` §4.3, §4.4)."""
+"""The receiving half's data: what may be read, and segments that came early (`spec/transport.md` §4.3, §4.4).
+
+Positions are sequence numbers that do not wrap: the low 32 bits are what the wire carries. They sort, so the ranges of
+early segments are kept merged as they arrive, and reporting them costs nothing.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
+from itertools import islice
+from typing import Final
 
-from pilot_trio.proto.sequence import seq_add, seq_diff, seq_lt
 from pilot_trio.proto.stream.settings import RECEIVE_SLOTS, SEGMENT
 from pilot_trio.wire.sack import BLOCKS_MAX, Block
 
-_SIZE_MAX = RECEIVE_SLOTS * SEGMENT  # bytes queued or early; what the advertised window promises
+SIZE_MAX: Final = RECEIVE_SLOTS * SEGMENT  # bytes queued or early; what the advertised window promises
+REPORTS_MAX: Final = (
+    16  # reports at a time; ranges beyond them are named when they grow again, or sent again for nothing
+)
+_MASK: Final = 0xFFFF_FFFF
+_HALF: Final = 1 << 31
 
 
 class Reassembly:
     """In-order bytes waiting for the reader, and early segments waiting for the gap before them."""
 
-    __slots__ = ("_early", "_early_bytes", "_queue", "queued_bytes", "rcv_nxt")
+    __slots__ = ("_early", "_ends", "_news", "_queue", "_starts", "position", "queued_bytes")
 
     def __init__(self, rcv_nxt: int) -> None:
-        self.rcv_nxt = rcv_nxt
-        self._queue: deque[bytes] = deque()
+        self.position = rcv_nxt  # of the next byte in order
         self.queued_bytes = 0
-        self._early: dict[int, bytes] = {}  # {seq: payload}
-        self._early_bytes = 0
+        self._queue: deque[bytes] = deque()
+        self._early: dict[int, bytes] = {}  # {position: payload}; no two overlap
+        self._starts: list[int] = []  # of the merged ranges of early segments, ascending
+        self._ends: list[int] = []
+        self._news: list[int] = []  # positions of early segments that came since the last report
+
+    @property
+    def rcv_nxt(self) -> int:
+        """The sequence number of the next byte in order."""
+        return self.position & _MASK
 
     @property
     def window(self) -> int:
-        """Free slots to advertise. Early segments do not count: they fill room that was promised already."""
-        return max(0, (_SIZE_MAX - self.queued_bytes) // SEGMENT)
+        """Free slots to advertise. Early segments do not count: they fill room that was promised already.
+
+        A slot is a segment of any size, so that a peer that sends single bytes does not make us hold millions of them.
+        """
+        by_bytes = (SIZE_MAX - self.queued_bytes) // SEGMENT
+        return max(0, min(by_bytes, RECEIVE_SLOTS - len(self._queue)))
 
     @property
     def has_gap(self) -> bool:
@@ -44,49 +66,82 @@ class Reassembly:
         Segments are matched by their exact sequence number, as every implementation does: one that starts before
         `rcv_nxt` is a duplicate even if its tail is new. What does not fit is dropped, and its sender tries again.
         """
-        offset = seq_diff(seq, self.rcv_nxt)
-        if offset < 0 or not payload:
+        offset = ((seq - self.position + _HALF) & _MASK) - _HALF
+        if offset:
+            if offset > 0 and payload:
+                self._keep(self.position + offset, payload)
             return False
-        if offset > 0:
-            fits = offset + len(payload) <= _SIZE_MAX - self.queued_bytes and len(self._early) < RECEIVE_SLOTS
-            if fits and seq not in self._early:
-                self._early[seq] = payload
-                self._early_bytes += len(payload)
+        size = len(payload)
+        if not size or self.queued_bytes + size > SIZE_MAX + SEGMENT or len(self._queue) > RECEIVE_SLOTS:
             return False
-        if self.queued_bytes + len(payload) > _SIZE_MAX + SEGMENT:
-            return False
-        self._append(payload)
+        self._queue.append(payload)
+        self.queued_bytes += size
+        self.position += size
         if self._early:
             self._join()
         return True
 
-    def _append(self, payload: bytes) -> None:
-        self._queue.append(payload)
-        self.queued_bytes += len(payload)
-        self.rcv_nxt = seq_add(self.rcv_nxt, len(payload))
+    def _keep(self, start: int, payload: bytes) -> None:
+        """Keep an early segment, unless it is beyond what was promised or touches bytes that are held already."""
+        end = start + len(payload)
+        starts, ends = self._starts, self._ends
+        if end - self.position > SIZE_MAX - self.queued_bytes or len(self._early) >= RECEIVE_SLOTS:
+            return
+        at = bisect_right(starts, start)
+        if (at and ends[at - 1] > start) or (at < len(starts) and starts[at] < end):
+            return
+        self._early[start] = payload
+        self._news.append(start)
+        joins_left = at > 0 and ends[at - 1] == start
+        joins_right = at < len(starts) and starts[at] == end
+        if joins_left and joins_right:
+            ends[at - 1] = ends.pop(at)
+            del starts[at]
+        elif joins_left:
+            ends[at - 1] = end
+        elif joins_right:
+            starts[at] = start
+        else:
+            starts.insert(at, start)
+            ends.insert(at, end)
 
     def _join(self) -> None:
-        while (payload := self._early.pop(self.rcv_nxt, None)) is not None:
-            self._early_bytes -= len(payload)
-            self._append(payload)
-        for seq in [seq for seq in self._early if seq_lt(seq, self.rcv_nxt)]:
-            self._early_bytes -= len(self._early.pop(seq))
+        """Append what starts exactly where the bytes in order end."""
+        if self._starts[0] < self.position:
+            self._purge()
+        early = self._early
+        if early and self._starts[0] == self.position:
+            end = self._ends.pop(0)
+            del self._starts[0]
+            while self.position < end:
+                payload = early.pop(self.position)
+                self._queue.append(payload)
+                self.queued_bytes += len(payload)
+                self.position += len(payload)
+
+    def _purge(self) -> None:
+        """Drop early segments that a larger one overtook: a sender that cuts anew has to send the rest again."""
+        kept = sorted((start, payload) for start, payload in self._early.items() if start >= self.position)
+        self.discard_early()
+        for start, payload in kept:
+            self._keep(start, payload)
 
     def read(self, max_bytes: int) -> bytes:
         """Take up to `max_bytes` of what is in order; `b""` if there is nothing."""
-        if not self._queue:
+        queue = self._queue
+        if not queue:
             return b""
         if self.queued_bytes <= max_bytes:
-            data = self._queue[0] if len(self._queue) == 1 else b"".join(self._queue)
-            self._queue.clear()
+            data = queue[0] if len(queue) == 1 else b"".join(queue)
+            queue.clear()
             self.queued_bytes = 0
             return data
         taken: list[bytes] = []
         size = 0
         while size < max_bytes:
-            first = self._queue.popleft()
+            first = queue.popleft()
             if size + len(first) > max_bytes:
-                self._queue.appendleft(first[max_bytes - size :])
+                queue.appendleft(first[max_bytes - size :])
                 first = first[: max_bytes - size]
             taken.append(first)
             size += len(first)
@@ -96,18 +151,32 @@ class Reassembly:
     def discard(self) -> None:
         """Forget everything: nobody will read it."""
         self._queue.clear()
-        self._early.clear()
-        self.queued_bytes = self._early_bytes = 0
+        self.queued_bytes = 0
+        self.discard_early()
 
-    def sack_blocks(self) -> list[Block]:
-        """Return what lies beyond the gap: merged, ascending, the highest four (`spec/transport.md` §4.5)."""
-        if not self._early:
+    def discard_early(self) -> None:
+        """Forget what waits for a gap: it will not be filled."""
+        self._early.clear()
+        self._starts.clear()
+        self._ends.clear()
+        self._news.clear()
+
+    def sack_reports(self) -> list[list[Block]]:
+        """Return what to say of the bytes beyond the gap: reports of up to four ranges, each ascending; none without a gap.
+
+        They name the ranges that grew since the last time, which may be many after a batch of packets; the last report
+        has the highest four, as far as it has room. So each arrival is reported once, and what matters most more often.
+        """
+        starts, ends = self._starts, self._ends
+        if not starts:
+            self._news.clear()
             return []
-        blocks: list[Block] = []
-        for seq in sorted(self._early, key=lambda seq: seq_diff(seq, self.rcv_nxt)):
-            end = seq_add(seq, len(self._early[seq]))
-            if blocks and blocks[-1][1] == seq:
-                blocks[-1] = (blocks[-1][0], end)
-            else:
-                blocks.append((seq, end))
-        return blocks[-BLOCKS_MAX:]
+        grown = sorted({bisect_right(starts, start) - 1 for start in self._news if start in self._early})
+        self._news.clear()
+        grown = grown[-BLOCKS_MAX * REPORTS_MAX :]
+        groups = [grown[at : at + BLOCKS_MAX] for at in range(0, len(grown), BLOCKS_MAX)] or [[]]
+        last = groups[-1]
+        highest = (index for index in range(len(starts) - 1, -1, -1) if index not in last)
+        last += islice(highest, BLOCKS_MAX - len(last))
+        last.sort()
+        return [[(starts[index] & _MASK, ends[index] & _MASK) for index in group] for group in groups]

@@ -10,7 +10,9 @@ RTO_INITIAL: Final = 1.0  # seconds; RFC 6298 (2.1)
 RTO_MIN: Final = 0.2  # seconds; protocol §5.4, above a peer's delayed acknowledgment
 RTO_MAX: Final = 10.0  # seconds; protocol §5.4
 GRANULARITY: Final = 0.01  # seconds; G of RFC 6298 (2.3), the protocol's value
-MIN_RTT_WINDOW: Final = 10.0  # seconds over which the smallest round trip counts; a path may change
+MIN_RTT_WINDOW: Final = (
+    10.0  # seconds, and up to as many before, over which the smallest round trip counts; paths change
+)
 
 
 @attrs.define
@@ -21,7 +23,8 @@ class RttEstimator:
     rttvar: float = 0.0
     rto: float = RTO_INITIAL
     min_rtt: float = float("inf")
-    _min_rtt_at: float = float("-inf")
+    _recent_min: float = float("inf")  # smallest since `_window_start`; becomes `min_rtt` when the window is over
+    _window_start: float = float("-inf")
 
     def on_sample(self, rtt: float, now: float) -> None:
         """Fold one round-trip sample into the estimate.
@@ -39,5 +42,8 @@ class RttEstimator:
             self.srtt += (rtt - self.srtt) / 8
         # (2.4) and (2.5): the floor and the ceiling are the protocol's
         self.rto = min(RTO_MAX, max(RTO_MIN, self.srtt + max(GRANULARITY, 4 * self.rttvar)))
-        if rtt <= self.min_rtt or now - self._min_rtt_at > MIN_RTT_WINDOW:
-            self.min_rtt, self._min_rtt_at = rtt, now
+        if now - self._window_start > MIN_RTT_WINDOW:
+            # The old value goes by a whole window of samples, not by the one that happens to come first.
+            self.min_rtt, self._recent_min, self._window_start = min(self._recent_min, rtt), rtt, now
+        self._recent_min = min(self._recent_min, rtt)
+        self.min_rtt = min(self.min_rtt, rtt)

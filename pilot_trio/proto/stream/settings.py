@@ -20,19 +20,25 @@ KEEPALIVE_PROBES: Final = 3  # unanswered probes after which the peer is dead; p
 KEEPALIVE_INTERVAL: Final = 15.0  # seconds between probes; protocol §3.5
 
 # What we chose -----------------------------------------------------------------------------------------------------
-RECEIVE_SLOTS: Final = (
-    4096  # segments advertised; large enough for 20 ms at 100 MiB/s, and tells own kind from the reference
+RECEIVE_SLOTS: Final = 4096  # segments advertised: 40 ms at 100 MiB/s, and more than any released reference node has
+SEND_BUFFER: Final = (
+    1 << 20
+)  # bytes accepted from the application that are not known to have arrived; the writer waits above
+OUTSTANDING_MAX: Final = (
+    4096  # segments not acknowledged, whatever window a peer advertises; they are held for sending again
 )
-SEND_BUFFER: Final = 1 << 20  # bytes accepted from the application and not yet acknowledged; the writer waits above it
 ACK_DELAY: Final = (
     0.005  # seconds until a lone segment is acknowledged; the reference's value, so both ends behave alike
 )
 NAGLE_DELAY: Final = 0.04  # seconds that a short tail waits for more; the reference's value
 HEADROOM: Final = 8  # slots of a peer's window left alone: a reference peer driven to zero never says that it has room
 WINDOW_UPDATE_BELOW: Final = 64  # slots; having advertised less than this, we say when there is room again
+HEADROOM_PROBE_FIRST: Final = 0.01  # seconds until a single segment asks a nearly full peer for its window; doubles
+HEADROOM_PROBE_MAX: Final = 0.5  # seconds; the last slots then last for seconds of a reader's pause
 PROBE_FIRST: Final = 0.5  # seconds until a closed window is probed with real data
 PROBE_MAX: Final = 8.0  # seconds; each probe stalls a full reference peer for one second, hence the backoff
 PROBE_ANSWER_GAP: Final = 5.0  # seconds of quiet before a keepalive probe gets an answer; no answer is ever answered
+LINGER_BLOCKED_MAX: Final = 120.0  # seconds that a FIN waits for a peer that answers but has no room for the data
 FIN_RETRIES: Final = 4  # times an unanswered FIN is sent again; then the peer has gone, or has answered and forgotten
 
 

@@ -42,6 +42,7 @@ class Link:
         self.ends: list[Connection | None] = [None, None]
         self.events: list[list[Event]] = [[], []]
         self.filter: Callable[[int, Packet], bool] = lambda sender, packet: True
+        self.alter: Callable[[Packet], Packet] = lambda packet: packet
         self.sent: list[tuple[float, int, Packet]] = []
         self.keep_sent = False
         self._heap: list[tuple[float, int, int, Packet]] = []
@@ -73,6 +74,7 @@ class Link:
             self.events[index].append(event)
 
     def _carry(self, sender: int, packet: Packet) -> None:
+        packet = self.alter(packet)
         if self.keep_sent:
             self.sent.append((self.now, sender, packet))
         path = self.path

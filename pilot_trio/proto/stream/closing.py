@@ -1,0 +1,98 @@
+"""The end of a stream: when the FIN leaves, and how often it is repeated (`spec/transport.md` §3.6, §3.7)."""
+
+from __future__ import annotations
+
+from math import inf
+
+from pilot_trio.proto.stream.rtt import RTO_MAX
+from pilot_trio.proto.stream.settings import FIN_HOLD, FIN_LINGER, FIN_RETRIES, LINGER_BLOCKED_MAX
+
+
+class Closing:
+    """Our FIN and the peer's. The `_at` attributes are deadlines; `inf` is off."""
+
+    __slots__ = (
+        "_interval",
+        "_progress_at",
+        "_transmissions",
+        "expire_at",
+        "hold_at",
+        "linger_at",
+        "peer_fin",
+        "repeat_at",
+    )
+
+    def __init__(self) -> None:
+        self.linger_at = inf  # our FIN leaves, whatever is unacknowledged before it
+        self.repeat_at = inf  # our FIN leaves again
+        self.hold_at = inf  # the peer's FIN is accepted, whatever is missing before it
+        self.expire_at = inf  # all is over
+        self.peer_fin: int | None = None  # sequence number of the peer's FIN, while it waits for data that it overtook
+        self._interval = 0.0
+        self._transmissions = 0
+        self._progress_at = 0.0
+
+    @property
+    def next_deadline(self) -> float:
+        """The earliest of the deadlines."""
+        return min(self.linger_at, self.repeat_at, self.hold_at, self.expire_at)
+
+    # --- our FIN -----------------------------------------------------------------------------------------------------
+
+    def start(self, now: float, linger: float) -> None:
+        """The user has closed; the FIN waits for what was written, `linger` seconds at most."""
+        self.hold_at = inf
+        self._progress_at = now
+        self.linger_at = min(self.linger_at, now + linger)
+
+    def on_progress(self, now: float, time_wait: float) -> None:
+        """The peer takes what was written: the FIN, or the end, can wait."""
+        self._progress_at = now
+        if self.linger_at < inf:
+            self.linger_at = now + FIN_LINGER
+        if self.expire_at < inf:
+            self.expire_at = now + time_wait
+
+    def wait_for_reader(self, heard_at: float, now: float) -> bool:
+        """Say whether to wait on: the peer answers, and has no room for what was written."""
+        waits = now < heard_at + 2 * FIN_LINGER and now < self._progress_at + LINGER_BLOCKED_MAX
+        if waits:
+            self.linger_at = now + FIN_LINGER
+        return waits
+
+    @property
+    def fin_is_out(self) -> bool:
+        """True once our FIN has left."""
+        return self._transmissions > 0
+
+    def on_fin_sent(self, now: float, rto: float, time_wait: float) -> None:
+        """Note our FIN leaving for the first time."""
+        self.linger_at = inf
+        self._transmissions = 1
+        self._interval = rto
+        self.repeat_at = now + rto
+        self.expire_at = now + time_wait
+
+    def repeat(self, now: float) -> bool:
+        """Say whether our FIN leaves again. After a few times the peer has gone, or has answered and forgotten."""
+        self.repeat_at = inf
+        if self._transmissions > FIN_RETRIES:
+            return False
+        self._transmissions += 1
+        self._interval = min(RTO_MAX, self._interval * 2)
+        self.repeat_at = now + self._interval
+        return True
+
+    # --- the peer's --------------------------------------------------------------------------------------------------
+
+    def hold(self, seq: int, now: float) -> None:
+        """Keep the peer's FIN until what it overtook is there; the first one counts."""
+        if self.peer_fin is None:
+            self.peer_fin = seq
+        self.hold_at = now + FIN_HOLD
+
+    def expire(self, at: float) -> None:
+        """Stop everything but the end."""
+        self.linger_at = self.repeat_at = self.hold_at = inf
+        self.peer_fin = None
+        self.expire_at = at

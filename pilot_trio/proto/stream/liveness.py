@@ -1,0 +1,72 @@
+"""Keepalive: when a quiet peer is probed, when it counts as dead, and which probes of its own are answered (§3.5)."""
+
+from __future__ import annotations
+
+from enum import Enum
+from math import inf
+
+from pilot_trio.proto.stream.settings import KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, PROBE_ANSWER_GAP, StreamSettings
+
+
+class Verdict(Enum):
+    """What a look at the clock has found."""
+
+    ALIVE = "alive"
+    PROBE = "probe"  # send an empty acknowledgment
+    IDLE = "idle"  # close: nothing happened for too long
+    DEAD = "dead"  # close: probes went unanswered
+
+
+class Liveness:
+    """`check_at` is its deadline; `inf` until armed and after it was stopped."""
+
+    __slots__ = ("_active_at", "_answered_at", "_probes", "_settings", "check_at", "heard_at")
+
+    def __init__(self, settings: StreamSettings, now: float) -> None:
+        self._settings = settings
+        self.heard_at = now  # last packet from the peer
+        self.check_at = inf
+        self._active_at = now  # last packet from the peer, or data to it
+        self._answered_at = -inf
+        self._probes = 0  # sent since anything was heard
+
+    def start(self, now: float) -> None:
+        """Arm the clock: the stream is established."""
+        self.on_heard(now)
+        self.check_at = now + min(self._settings.keepalive, self._settings.idle_timeout)
+
+    def on_heard(self, now: float) -> None:
+        """Note a packet from the peer."""
+        self.heard_at = self._active_at = now
+        self._probes = 0
+
+    def on_sent_data(self, now: float) -> None:
+        """Note data leaving."""
+        self._active_at = now
+
+    def quiet(self, now: float) -> float:
+        """Return how long nothing was heard, 0 if a probe is out: whatever arrives then is its answer, not a question."""
+        return 0.0 if self._probes else now - self.heard_at
+
+    def may_answer(self, quiet: float, now: float) -> bool:
+        """Say whether an empty acknowledgment after `quiet` seconds may be answered, so that answers never answer answers."""
+        return quiet >= PROBE_ANSWER_GAP and now - self._answered_at >= PROBE_ANSWER_GAP
+
+    def on_answered(self, now: float) -> None:
+        """Note an answer to a probe."""
+        self._answered_at = now
+
+    def check(self, now: float) -> Verdict:
+        """Look at the clock and re-arm it."""
+        # Compared as sums, as the deadlines are made: a difference may round the other way and never come due.
+        settings = self._settings
+        if now >= self._active_at + settings.idle_timeout:
+            return Verdict.IDLE
+        if now < self._active_at + settings.keepalive:
+            self.check_at = self._active_at + min(settings.keepalive, settings.idle_timeout)
+            return Verdict.ALIVE
+        if self._probes >= KEEPALIVE_PROBES:
+            return Verdict.DEAD
+        self._probes += 1
+        self.check_at = now + KEEPALIVE_INTERVAL
+        return Verdict.PROBE

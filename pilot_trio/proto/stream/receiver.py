@@ -1,0 +1,83 @@
+"""The receiving half: what was received, and when to say so (`spec/transport.md` §4.1 to §4.3, §9.3)."""
+
+from __future__ import annotations
+
+from math import inf
+
+from pilot_trio.proto.stream.reassembly import Reassembly
+from pilot_trio.proto.stream.settings import ACK_DELAY, QUICK_ACKS, RECEIVE_SLOTS, WINDOW_UPDATE_BELOW
+
+
+class Receiver:
+    """Counts the acknowledgments that are owed. `ack_at` is the deadline of a delayed one."""
+
+    __slots__ = ("_quick_acks", "_unacknowledged", "ack_at", "advertised", "data", "is_open", "owed")
+
+    def __init__(self, rcv_nxt: int) -> None:
+        self.data = Reassembly(rcv_nxt)
+        self.is_open = True  # someone may still read what arrives
+        self.owed = 0  # acknowledgments; more than one where the sender counts duplicates
+        self.ack_at = inf
+        self.advertised = RECEIVE_SLOTS  # the window that the peer was told last
+        self._unacknowledged = 0  # segments received since the last acknowledgment
+        self._quick_acks = QUICK_ACKS
+
+    def on_segment(self, seq: int, payload: bytes, now: float) -> bool:
+        """Take a segment with data; return True if bytes became readable. Something is owed for each (§4.2)."""
+        data = self.data
+        had_gap = data.has_gap
+        readable = data.receive(seq, payload)
+        if had_gap or not readable:
+            # Early, late, or filling a gap: a reference sender counts these answers, so each gets its own.
+            self.owed += 1
+            return readable
+        self._unacknowledged += 1
+        if self._unacknowledged >= 2:
+            self.owe()
+        elif self._quick_acks:
+            self._quick_acks -= 1
+            self.owe()
+        elif self.ack_at == inf:
+            self.ack_at = now + ACK_DELAY
+        return readable
+
+    def owe(self) -> None:
+        """Owe an acknowledgment, if none is owed yet."""
+        self.owed = self.owed or 1
+
+    def settle(self) -> None:
+        """Note that everything owed has been said."""
+        self.owed = self._unacknowledged = 0
+        self.ack_at = inf
+
+    def on_ack_delay_over(self) -> None:
+        """The stream paused; whoever talks next wants quick answers."""
+        self.ack_at = inf
+        self._quick_acks = QUICK_ACKS
+        self.owe()
+
+    def read(self, max_bytes: int) -> bytes:
+        """Take bytes that arrived. Owes an acknowledgment if the peer was told that there is hardly room, and there is."""
+        data = self.data.read(max_bytes)
+        if data and self.is_open and self.advertised < WINDOW_UPDATE_BELOW:
+            grown = self.data.window - self.advertised
+            if grown >= RECEIVE_SLOTS // 4 or not self.data.queued_bytes:
+                self.owe()
+        return data
+
+    def window_field(self) -> int:
+        """Return the window to advertise in the packet that is being made."""
+        self.advertised = self.data.window
+        return self.advertised
+
+    def has_better_news(self) -> bool:
+        """Say whether the peer believes that there is hardly room while there is more (§9.3)."""
+        if self.advertised >= WINDOW_UPDATE_BELOW:
+            return False
+        return self.advertised == 0 or self.data.window > self.advertised
+
+    def close(self) -> None:
+        """Discard what is there and what comes: nobody will read it."""
+        self.is_open = False
+        self.data.discard()
+        self.ack_at = inf

@@ -1,0 +1,331 @@
+"""The sending half: what leaves when, and what is done about silence (`spec/transport.md` §5, §9).
+
+It knows positions, which are sequence numbers that do not wrap, and segments; not packets.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Final
+
+from pilot_trio.proto.stream.budget import STREAM_SHARE, Budget
+from pilot_trio.proto.stream.congestion import Congestion
+from pilot_trio.proto.stream.outgoing import Outgoing
+from pilot_trio.proto.stream.rtt import RTO_MAX, RttEstimator
+from pilot_trio.proto.stream.send_queue import Segment, SendQueue
+from pilot_trio.proto.stream.settings import (
+    ACK_DELAY,
+    HEADROOM,
+    HEADROOM_PROBE_FIRST,
+    HEADROOM_PROBE_MAX,
+    OUTSTANDING_MAX,
+    PROBE_FIRST,
+    PROBE_MAX,
+    REFERENCE_FLIGHT_MAX,
+    REFERENCE_WINDOW_MAX,
+    SEND_BUFFER,
+    TRANSMISSIONS_MAX,
+)
+from pilot_trio.wire.sack import BLOCKS_MAX, Block
+
+TLP_MIN: Final = 0.01  # seconds; a tail is probed no sooner, so that delayed acknowledgments have a chance
+TLP_ROUND_TRIPS: Final = 2.0  # round trips after which an unanswered tail is sent again (RFC 8985 §7.2)
+_MASK: Final = 0xFFFF_FFFF
+_HALF: Final = 1 << 31
+
+
+class Sender:
+    """Deadlines are attributes, one per named timer; `inf` is off."""
+
+    __slots__ = (
+        "_backoff", "_blind_below", "_budget", "_counted_flight", "_counted_path", "_probe_interval", "_tail_probed",
+        "_timeouts", "congestion", "duplicate_acks", "fast_retransmits", "fin_end", "loss_at", "outgoing", "pace_at", "probe_at",
+        "queue", "retransmit_at", "retransmits", "rtt", "snd_nxt", "snd_una", "snd_wnd", "window_max",
+    )  # fmt: skip
+
+    def __init__(self, budget: Budget, now: float) -> None:
+        self.rtt = RttEstimator()
+        self.congestion = Congestion(now)
+        self.queue = SendQueue()
+        self.outgoing = Outgoing()
+        self.snd_una = self.snd_nxt = 1  # positions; the SYN was 0: every connection starts there
+        self.fin_end = 0  # position after a FIN that has left
+        self.snd_wnd = 0  # segments
+        self.window_max = 0  # the largest window that the peer has advertised; tells its kind
+        self.retransmit_at = self.loss_at = self.pace_at = self.probe_at = inf
+        self.retransmits = self.fast_retransmits = self.duplicate_acks = 0
+        self._blind_below = 0  # position below which the peer's last report says nothing
+        self._backoff = 1.0
+        self._timeouts = 0  # since anything was acknowledged
+        self._tail_probed = False
+        self._probe_interval = 0.0  # of the closed window; 0 before the first probe
+        self._budget = budget
+        self._counted_flight = self._counted_path = 0  # this stream's part of the budget's sums
+
+    # --- the user's side ---------------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """Bytes that `write` would take now. What arrived behind a gap does not count, or each gap would stop the writer."""
+        return max(0, SEND_BUFFER - len(self.outgoing) - self.queue.in_flight)
+
+    @property
+    def is_idle(self) -> bool:
+        """True when everything written is acknowledged."""
+        return not self.queue and not self.outgoing
+
+    @property
+    def peer_is_reference(self) -> bool:
+        """True unless the peer has shown that it can reorder more than a reference node (§12)."""
+        return self.window_max <= REFERENCE_WINDOW_MAX
+
+    @property
+    def next_deadline(self) -> float:
+        """The earliest of the deadlines."""
+        return min(self.retransmit_at, self.loss_at, self.pace_at, self.probe_at, self.outgoing.nagle_at)
+
+    def position_of(self, seq: int) -> int:
+        """Return the position nearest to what is acknowledged that a sequence number can mean."""
+        return self.snd_una + ((seq - self.snd_una + _HALF) & _MASK) - _HALF
+
+    # --- what came back ----------------------------------------------------------------------------------------------
+
+    def open_window(self, window: int) -> None:
+        """Take the window of a handshake packet."""
+        self.snd_wnd = self.window_max = window
+
+    def on_ack(self, seq: int, window: int, blocks: list[Block] | None, now: float, *, bare: bool) -> bool:
+        """Work in an acknowledgment; return True if it brought something new.
+
+        Args:
+          seq: the acknowledgment number.
+          window: the window field.
+          blocks: what it reports selectively; None if nothing.
+          now: the current time.
+          bare: there is no payload, so it may count as a duplicate.
+        """
+        ack = self.position_of(seq)
+        if ack == self.fin_end:
+            ack = self.snd_nxt  # everything, and the FIN
+        if self.probe_at < inf:
+            self.probe_at = now + self._probe_interval  # each packet tells a window: a peer that talks needs no probe
+        if ack < self.snd_una or ack > self.snd_nxt:
+            # Of data never sent, or overtaken by a newer one, whose window is newer too.
+            return False
+        window_changed = window != self.snd_wnd
+        if window_changed:
+            self._take_window(window, now)
+        arrived: list[Segment] = []
+        advanced = ack > self.snd_una
+        if advanced:
+            self.snd_una = ack
+            arrived, sent_once = self.queue.acknowledge(ack)
+            if arrived and sent_once:
+                self.rtt.on_sample(max(0.0, now - arrived[-1].sent_at), now)
+        elif bare and self.queue and not window_changed:
+            self.duplicate_acks += 1
+        if blocks:
+            arrived += self._take_report(blocks)
+        if arrived or advanced:
+            self._on_progress(arrived, now)
+        return advanced or window_changed
+
+    def _take_window(self, window: int, now: float) -> None:
+        was_shut = not self.snd_wnd
+        self.snd_wnd = window
+        self.window_max = max(self.window_max, window)
+        self.probe_at = inf
+        if window > HEADROOM or (window and was_shut):
+            self._probe_interval = 0.0
+        if was_shut or not window:
+            self._arm_retransmission(now)
+
+    def _take_report(self, blocks: list[Block]) -> list[Segment]:
+        spans = []
+        for left, right in blocks:
+            begin, end = self.position_of(left), self.position_of(right)
+            if self.snd_una <= begin < end <= self.snd_nxt:  # else it names data never sent
+                spans.append((begin, end))
+        # A reference peer names its four highest ranges, whatever else it holds; our own kind names all that grew.
+        blind = self.peer_is_reference and len(spans) == BLOCKS_MAX
+        self._blind_below = min(span[0] for span in spans) if blind else 0
+        return self.queue.selectively_acknowledge(spans)
+
+    def _on_progress(self, arrived: list[Segment], now: float) -> None:
+        # Only progress restarts the timers: a peer that sends data of its own repeats an old acknowledgment for ever.
+        queue = self.queue
+        self._backoff = 1.0
+        self._timeouts = 0
+        self._tail_probed = False
+        if arrived:
+            spurious = queue.note_arrivals(arrived, now)
+            if spurious:
+                self.congestion.on_lost(-spurious)
+            self.congestion.on_arrived(arrived, queue.in_flight, self.rtt, now)
+            self._detect_losses(now)
+        self._arm_retransmission(now)
+        self._count()
+
+    def _detect_losses(self, now: float) -> None:
+        lost, self.loss_at = self.queue.detect_losses(self._blind_below, self.rtt.min_rtt, now)
+        if lost:
+            self.fast_retransmits += lost
+            self.congestion.on_lost(lost)
+
+    def _count(self) -> None:
+        """Keep this stream's part of the sums over all streams to the peer."""
+        budget, flight, path = self._budget, self.queue.in_flight, self.congestion.held_by_path
+        budget.in_flight += flight - self._counted_flight
+        budget.held_by_paths += path - self._counted_path
+        self._counted_flight, self._counted_path = flight, path
+
+    # --- what leaves -------------------------------------------------------------------------------------------------
+
+    def segments_to_send(self, now: float) -> list[Segment]:
+        """Return what may leave now, in order: lost segments first, then new ones."""
+        self.pace_at = inf
+        out: list[Segment] = []
+        if self.snd_wnd:
+            self._resend_lost(out, now)
+            if not self.queue.lost_count:
+                self._send_new(out, now)
+        if out:
+            self._count()
+        if self.probe_at == inf and self._is_shut_out():
+            self._wait_to_probe(now, self._probe_interval)
+        return out
+
+    def _may_send(self, now: float) -> bool:
+        """Ask congestion window, budget and pacing."""
+        flight = self.queue.in_flight
+        if flight >= self.congestion.cwnd:
+            return False
+        if flight - self._counted_flight >= self._budget.room and flight >= STREAM_SHARE:
+            return False
+        at = self.congestion.may_send_at(now)
+        if at > now:
+            self.pace_at = at
+        return at <= now
+
+    def _resend_lost(self, out: list[Segment], now: float) -> None:
+        queue = self.queue
+        while queue.lost_count and self._may_send(now):
+            segment = queue.next_lost()
+            if segment is None:
+                return
+            self._note_sent(segment, now)
+            out.append(segment)
+        if out and self.retransmit_at == inf:
+            self._arm_retransmission(now)
+
+    def _send_new(self, out: list[Segment], now: float) -> None:
+        outgoing, queue = self.outgoing, self.queue
+        limit = self._flight_limit()
+        sent = False
+        while outgoing and len(queue) < limit and self._may_send(now):
+            if outgoing.waits(queue.holds_short(), now):
+                break
+            segment = outgoing.cut(self.snd_nxt)
+            self.snd_nxt = segment.end
+            self._note_sent(segment, now)
+            out.append(segment)
+            sent = True
+        if sent:
+            self._arm_retransmission(now)
+
+    def _flight_limit(self) -> int:
+        """Segments that may be outstanding: all that was promised, or less where the peer forgets to promise again (§9.3)."""
+        if not self.peer_is_reference:
+            return min(self.snd_wnd, OUTSTANDING_MAX)
+        return min(self.snd_wnd - HEADROOM, REFERENCE_FLIGHT_MAX)
+
+    def _note_sent(self, segment: Segment, now: float) -> None:
+        queue = self.queue
+        app_limited = not self.outgoing and not queue.lost_count
+        self.congestion.on_sent(segment, queue.in_flight, now, app_limited=app_limited)
+        queue.sent(segment, now)
+
+    # --- the closed window -------------------------------------------------------------------------------------------
+
+    def _is_shut_out(self) -> bool:
+        """Say whether only a probe can find out that the peer has room."""
+        if not self.snd_wnd:
+            return not self.is_idle
+        return bool(self.outgoing) and not self.queue and self._flight_limit() <= 0
+
+    def _wait_to_probe(self, now: float, interval: float) -> None:
+        first, most = (HEADROOM_PROBE_FIRST, HEADROOM_PROBE_MAX) if self.snd_wnd else (PROBE_FIRST, PROBE_MAX)
+        self._probe_interval = max(first, min(most, interval))
+        self.probe_at = now + self._probe_interval
+
+    def probe_window(self, now: float) -> Segment | None:
+        """Return a real segment to send into a closed window: the only thing that makes a reference peer tell its window."""
+        self.probe_at = inf
+        if not self._is_shut_out():
+            return None
+        segment = self.queue.head
+        if segment is None:
+            segment = self.outgoing.cut(self.snd_nxt)
+            self.snd_nxt = segment.end
+        else:
+            self.queue.mark_lost(segment)
+        transmissions = segment.transmissions
+        self._note_sent(segment, now)
+        segment.transmissions = max(1, transmissions)  # probes do not count towards giving up
+        self._count()
+        self._wait_to_probe(now, self._probe_interval * 2)
+        self._arm_retransmission(now)
+        return segment
+
+    # --- silence -----------------------------------------------------------------------------------------------------
+
+    def _arm_retransmission(self, now: float) -> None:
+        """Set the one timer that guards what is out: a tail probe first, then the retransmission timeout."""
+        if not self.queue or not self.snd_wnd:
+            self.retransmit_at = inf  # nothing out, or the window probe's business
+        elif self._probes_tail():
+            self.retransmit_at = now + max(TLP_MIN, TLP_ROUND_TRIPS * self.rtt.srtt + ACK_DELAY)
+        else:
+            self.retransmit_at = now + min(RTO_MAX, self.rtt.rto * self._backoff)
+
+    def _probes_tail(self) -> bool:
+        return not self._tail_probed and self.rtt.srtt > 0 and not self.queue.lost_count
+
+    def handle_timeout(self, now: float) -> bool:
+        """Do what is due; return False if the peer is to be given up."""
+        if self.loss_at <= now:
+            self._detect_losses(now)
+        if self.retransmit_at <= now:
+            return self._on_retransmission_timeout(now)
+        return True
+
+    def _on_retransmission_timeout(self, now: float) -> bool:
+        self.retransmit_at = inf
+        head, tail = self.queue.head, self.queue.tail
+        if head is None or tail is None:
+            return True
+        if self._probes_tail():
+            # Tail loss probe (RFC 8985 §7): the answer tells what else is missing.
+            self._tail_probed = True
+            self.queue.mark_lost(tail)
+        else:
+            if self._timeouts >= TRANSMISSIONS_MAX - 1 and head.transmissions >= TRANSMISSIONS_MAX:
+                return False
+            self._timeouts += 1
+            self.retransmits += 1
+            self.queue.on_timeout()
+            self.congestion.on_timeout()
+            self._backoff = min(self._backoff * 2, RTO_MAX / self.rtt.rto)
+        self.retransmit_at = now + min(RTO_MAX, self.rtt.rto * self._backoff)
+        self._count()
+        return True
+
+    def stop(self) -> None:
+        """Forget what is out and what was written, and give the budget back."""
+        self.outgoing.clear()
+        self.queue = SendQueue()
+        self._count()
+        self._budget.held_by_paths -= self._counted_path
+        self._counted_path = 0
+        self.congestion.held_by_path = 0
+        self.retransmit_at = self.loss_at = self.pace_at = self.probe_at = inf
