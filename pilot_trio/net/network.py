@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import abc
+import random
 import socket
 import ssl
 from collections import deque
@@ -95,6 +96,10 @@ class Network(abc.ABC):
     @abc.abstractmethod
     async def resolve(self, name: Endpoint) -> Endpoint:
         """Turn a host name into an address literal; raise `OSError` if that fails."""
+
+    def random_source(self) -> random.Random:
+        """Return random numbers for jitter, part of the outside world like time. Keys and nonces never come from here."""
+        return random.Random()
 
 
 class _SystemDatagramSocket(DatagramSocket):

@@ -43,11 +43,16 @@ class MemoryNetworkStatistics:
 
 
 class MemoryListener(StreamListener):
-    """A listening socket of a `MemoryNetwork`."""
+    """A listening socket of a network in memory.
 
-    def __init__(self, network: MemoryNetwork, endpoint: Endpoint) -> None:
-        self._network = network
+    Args:
+      endpoint: where it listens.
+      release: called with it once it is closed.
+    """
+
+    def __init__(self, endpoint: Endpoint, release: Callable[[MemoryListener], None]) -> None:
         self._endpoint = endpoint
+        self._release = release
         self._waiting: deque[MemoryStream] = deque()
         self._changed = trio.lowlevel.ParkingLot()
         self._closed = False
@@ -69,7 +74,7 @@ class MemoryListener(StreamListener):
 
     async def aclose(self) -> None:
         self._closed = True
-        self._network.release_tcp(self)
+        self._release(self)
         while self._waiting:
             self._waiting.popleft().close()
         self._changed.unpark_all()
@@ -177,7 +182,7 @@ class MemoryNetwork(Network):
 
     async def listen_tcp(self, at: Endpoint) -> MemoryListener:
         await trio.lowlevel.checkpoint()
-        listener = MemoryListener(self, self._claim(self._listeners, at))
+        listener = MemoryListener(self._claim(self._listeners, at), self.release_tcp)
         self._listeners[listener.endpoint] = listener
         return listener
 

@@ -17,6 +17,7 @@ from typing import Final
 
 import trio
 
+from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.net.transport import Transport
 
 PIPE_CAPACITY: Final = 65_536  # bytes per direction; small enough to fill quickly, large enough for any single request
@@ -33,6 +34,7 @@ class Pipe:
         self._written = False  # the writing end is closed
         self._reset = False  # … and it was closed in a way that the reader must notice
         self._abandoned = False  # the reading end is closed
+        self._held = False  # the network between the ends is down
         self._readable = trio.lowlevel.ParkingLot()
         self._writable = trio.lowlevel.ParkingLot()
 
@@ -52,7 +54,7 @@ class Pipe:
 
     def put_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Take what there is room for; return how many bytes that were."""
-        if self._abandoned:
+        if self._abandoned and not self._held:
             raise trio.BrokenResourceError("the other end is closed")
         taken = min(len(data), self._capacity - len(self._buffer))
         self._buffer += data[:taken]
@@ -61,7 +63,9 @@ class Pipe:
         return taken
 
     def get_nowait(self, max_bytes: int) -> bytes | None:
-        """Return up to `max_bytes` bytes, `b""` at the end, None if the writer has not written yet."""
+        """Return up to `max_bytes` bytes, `b""` at the end, None if nothing has come yet."""
+        if self._held:
+            return None
         if self._buffer:
             data = bytes(self._buffer[:max_bytes])
             del self._buffer[:max_bytes]
@@ -94,6 +98,11 @@ class Pipe:
         """Close the reading end; what it had not read is lost."""
         self._abandoned = True
         self._buffer.clear()
+        self.wake()
+
+    def hold(self, *, held: bool) -> None:
+        """Let nothing through, or all that waits: neither end learns meanwhile what the other one does."""
+        self._held = held
         self.wake()
 
     def wake(self) -> None:
@@ -172,9 +181,15 @@ class MemoryTransport(Transport):
         self._incoming.abandon()
         self._outgoing.end(reset=reset)
 
+    def hold(self, *, held: bool) -> None:
+        """Let nothing through in either direction, as a network does that is down, or let all go on."""
+        for pipe in (self._incoming, self._outgoing):
+            pipe.hold(held=held)
+
     def break_connection(self) -> None:
         """Reset the connection under both ends, as a network failure does; what was in flight is lost."""
         for pipe in (self._incoming, self._outgoing):
+            pipe.hold(held=False)
             pipe.abandon()
             pipe.end(reset=True)
 
@@ -188,6 +203,8 @@ class MemoryStream(trio.abc.HalfCloseableStream):
     def __init__(self, transport: MemoryTransport, name: str = "") -> None:
         self.transport = transport
         self.name = name
+        self.remote_endpoint: Endpoint | None = None
+        """Where the other end is, on networks that know."""
         self._sending = False
         self._receiving = False
         self._eof_sent = False

@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pilot_trio.config import RegistryConfig
 from pilot_trio.driver import open_driver
-from pilot_trio.errors import DaemonError, IPCClosedError, NoRoute
+from pilot_trio.errors import DaemonError, IPCClosedError
 from pilot_trio.net.network import SystemNetwork
 from pilot_trio.testing import MemoryNetwork, open_node, open_node_pair, open_stream_pair
 
@@ -100,10 +100,15 @@ async def test_a_pair_finds_and_trusts_each_other(autojump_clock: MockClock) -> 
         assert await beta.driver.trust.is_trusted(alpha.node_id)
 
 
-async def test_a_pair_has_no_tunnel_between_it_yet(autojump_clock: MockClock) -> None:
+async def test_a_pair_dials_and_sends_datagrams(autojump_clock: MockClock) -> None:
     async with open_node_pair() as (alpha, beta):
-        with pytest.raises(NoRoute, match="no tunnel"):
-            await alpha.driver.dial(beta.address, 7)
+        async with await alpha.driver.dial("beta", 7) as stream:
+            await stream.send_all(b"across")
+            assert await stream.receive_some() == b"across"
+        async with beta.driver.datagrams(9) as datagrams:
+            assert await alpha.driver.send_datagram(beta.address, b"x", 9)
+            got = await datagrams.receive()
+            assert (got.data, got.source) == (b"x", alpha.address)
 
 
 async def test_settings_reach_the_node(autojump_clock: MockClock) -> None:
