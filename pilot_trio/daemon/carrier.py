@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final, Protocol
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -25,6 +26,7 @@ from pilot_trio.errors import DialRefused, DialTimeout, PilotError
 from pilot_trio.net.timers import Timers
 from pilot_trio.proto.admission import ReplyWindow, SynLimits
 from pilot_trio.proto.ports import PortTable
+from pilot_trio.proto.stream.budget import Budget
 from pilot_trio.proto.stream.connection import Connection as Machine
 from pilot_trio.proto.stream.connection import State as MachineState
 from pilot_trio.proto.stream.settings import StreamSettings
@@ -134,6 +136,7 @@ class TunnelCarrier(Carrier):
         self._check_trust = check_trust
         self._events = events
         self._settings = StreamSettings(limits.idle_timeout, limits.keepalive, limits.time_wait)
+        self._budgets: WeakValueDictionary[int, Budget] = WeakValueDictionary()
         self._syns = SynLimits(limits.syn_rate_limit, syn_whitelist)
         self.replies: Final = ReplyWindow()
         self._connections: dict[_Key, RemoteConnection] = {}
@@ -167,7 +170,8 @@ class TunnelCarrier(Carrier):
         self.replies.note(node, trio.current_time())
         source = self._ports.allocate()
         local = SocketAddress(self._state.address_in(address.network), source)
-        machine = Machine.dialling(local, SocketAddress(address, port), trio.current_time(), self._settings)
+        remote = SocketAddress(address, port)
+        machine = Machine.dialling(local, remote, trio.current_time(), self._settings, self._budget(node))
         connection = self._add(machine, owner, dialled=True)
         try:
             await self._dial(connection, node)
@@ -313,7 +317,7 @@ class TunnelCarrier(Carrier):
         except DialRefused:
             self._reset(node, packet)
             return
-        machine = Machine.accepting(packet, trio.current_time(), self._settings)
+        machine = Machine.accepting(packet, trio.current_time(), self._settings, self._budget(node))
         connection = self._add(machine, listener.owner, dialled=False)
         connection.announce()
         self._touched[connection] = None
@@ -325,6 +329,13 @@ class TunnelCarrier(Carrier):
         answer = Packet(RST, STREAM, packet.destination, packet.source, packet.destination_port, packet.source_port)
         with suppress(TunnelError):
             self._tunnel.send(node, answer)
+
+    def _budget(self, node: int) -> Budget:
+        """Return what all streams to a node share; it lasts as long as one of them."""
+        budget = self._budgets.get(node)
+        if budget is None:
+            budget = self._budgets[node] = Budget()
+        return budget
 
     # --- the pump ----------------------------------------------------------------------------------------------------
 
