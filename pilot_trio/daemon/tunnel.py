@@ -8,6 +8,7 @@ sits between nonce and socket, because whatever did could reorder, and a peer ta
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from pilot_trio.net.network import Addr, DatagramSocket, Endpoint
 from pilot_trio.net.timers import Timers
 from pilot_trio.net.udp import UDPStatistics
 from pilot_trio.proto.tunnel import events
+from pilot_trio.proto.tunnel.errors import TunnelError
 from pilot_trio.proto.tunnel.machine import Received, RouteAnswer, TunnelMachine
 from pilot_trio.proto.tunnel.settings import TunnelSettings
 from pilot_trio.proto.tunnel.upkeep_packets import ping, pong
@@ -317,7 +319,8 @@ class Tunnel:
     def _on_control(self, node: int, packet: Packet) -> None:
         answer = pong(packet, self._state.node_id)
         if answer is not None:
-            self._machine.send(node, answer, trio.current_time())
+            with contextlib.suppress(TunnelError):  # then the answer is lost, as answers may be
+                self._machine.send(node, answer, trio.current_time())
         elif packet.flags & ACK and (asked := self._pings.get(packet.seq)) is not None and asked[0] == node:
             asked[1].set()
 
