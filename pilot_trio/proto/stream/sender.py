@@ -113,22 +113,30 @@ class Sender:
             # Of data never sent, or overtaken by a newer one, whose window is newer too.
             return False
         window_changed = window != self.snd_wnd
+        reopened = window_changed and not self.snd_wnd
         if window_changed:
             self._take_window(window, now)
         arrived: list[Segment] = []
         advanced = ack > self.snd_una
         if advanced:
-            self.snd_una = ack
-            arrived, sent_once = self.queue.acknowledge(ack)
-            if arrived and sent_once:
-                self.rtt.on_sample(max(0.0, now - arrived[-1].sent_at), now)
+            arrived = self._advance(ack, now)
         elif bare and self.queue and not window_changed:
             self.duplicate_acks += 1
         if blocks:
             arrived += self._take_report(blocks)
         if arrived or advanced:
             self._on_progress(arrived, now)
+        elif reopened and (head := self.queue.head) is not None:
+            self.queue.mark_lost(head)  # the probe found no room; now there is
         return advanced or window_changed
+
+    def _advance(self, ack: int, now: float) -> list[Segment]:
+        self.snd_una = ack
+        arrived, sent_once = self.queue.acknowledge(ack)
+        if arrived and sent_once:
+            # One sample per acknowledgment, none if it covers anything sent twice (Karn).
+            self.rtt.on_sample(max(0.0, now - arrived[-1].sent_at), now)
+        return arrived
 
     def _take_window(self, window: int, now: float) -> None:
         was_shut = not self.snd_wnd
