@@ -15,7 +15,6 @@ There is no logic here; each part has its own module. The registry client has no
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from functools import partial
@@ -92,7 +91,7 @@ class Node:
         self, config: Config, network: Network, home: Home, sock: DatagramSocket, tls: TLSPolicy | None
     ) -> None:
         registry = _registry_endpoint(config)
-        rng = random.Random()
+        rng = network.random_source()
         self.config: Final = config
         self.events: Final = EventBus()
         self.state: Final = NodeState(
@@ -103,7 +102,7 @@ class Node:
             email=home.email,
             public=config.public,
         )
-        connect = partial(RegistryClient, network, registry, tls=tls, on_reachable=self._on_reachable)
+        connect = partial(RegistryClient, network, registry, tls=tls, on_reachable=self._on_reachable, rng=rng)
         # One connection is for the node's own upkeep: heartbeats must not wait behind what local clients ask for.
         self.upkeep: Final = connect(connections=1)
         self.registry: Final = connect(connections=max(1, config.registry.connections - 1))
@@ -118,6 +117,7 @@ class Node:
             admin_token=config.admin_token,
             path=home.file("networks.json"),
             on_directory=self.managed.sync,
+            rng=rng,
         )
         self.ports: Final = PortTable(rng.getrandbits(32))
         self.trust: Final = TrustService(
@@ -164,6 +164,7 @@ class Node:
             registry=self.upkeep,
             on_notify=self.trust.poke,
             keepalive=config.keepalive,
+            rng=rng,
         )
         self.tunnel.on_beacon = self.beacon.receive
         self.enrolment: Final = Enrolment(
@@ -176,6 +177,7 @@ class Node:
             settle_key=self.rotation.settle,
             events=self.events,
             trusted=self.trust.trusted_ids,
+            rng=rng,
         )
         commands: CommandTable = {}
         self.ipc: Final = IPCServer(commands)

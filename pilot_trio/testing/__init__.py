@@ -20,9 +20,11 @@ from pilot_trio.testing.memory_network import MemoryNetworkStatistics as MemoryN
 from pilot_trio.testing.memory_transport import MemoryTransportListener as MemoryTransportListener
 from pilot_trio.testing.nat import Nat as Nat
 from pilot_trio.testing.nat import NatType as NatType
+from pilot_trio.testing.nodes import NodeNetwork as NodeNetwork
 from pilot_trio.testing.nodes import RunningNode as RunningNode
 from pilot_trio.testing.nodes import StreamPair as StreamPair
 from pilot_trio.testing.nodes import open_node as open_node
+from pilot_trio.testing.nodes import open_node_network as open_node_network
 from pilot_trio.testing.nodes import open_node_pair as open_node_pair
 from pilot_trio.testing.nodes import open_stream_pair as open_stream_pair
 from pilot_trio.testing.pipe import MemoryStream as MemoryStream

@@ -31,10 +31,27 @@ def deterministic_scheduling(seed: int) -> Iterator[None]:
         scheduler._r.setstate(state)
 
 
+@contextlib.contextmanager
+def _threads_in_place() -> Iterator[None]:
+    """Do the work of worker threads in the loop: how long a thread takes is chance, and the clock would jump meanwhile."""
+    original = trio.to_thread.run_sync
+
+    async def run_sync(function: Callable[..., Any], *args: Any, **_: Any) -> Any:
+        await trio.lowlevel.checkpoint()
+        return function(*args)
+
+    trio.to_thread.run_sync = run_sync  # type: ignore[assignment] # for our own calls it is the same
+    try:
+        yield
+    finally:
+        trio.to_thread.run_sync = original
+
+
 def run_simulation(function: Callable[..., Awaitable[_Result]], *args: Any, seed: int = 0) -> _Result:
     """Run an async function in virtual time that jumps whenever all tasks wait, with tasks in an order decided by `seed`.
 
-    For `SimulatedNetwork` and everything on it; nothing in it may wait for a thread, a real socket or a process.
+    For `SimulatedNetwork` and everything on it. Files are read and written while virtual time stands still; nothing may wait
+    for a real socket, a process or another thread.
     """
-    with deterministic_scheduling(seed):
+    with deterministic_scheduling(seed), _threads_in_place():
         return trio.run(function, *args, clock=MockClock(autojump_threshold=0))

@@ -19,7 +19,15 @@ import pytest_trio  # type: ignore[import-untyped] # it ships no types
 
 from pilot_trio.driver import Driver
 from pilot_trio.testing.memory_network import MemoryNetwork
-from pilot_trio.testing.nodes import RunningNode, StreamPair, open_node, open_node_pair, open_stream_pair
+from pilot_trio.testing.nodes import (
+    NodeNetwork,
+    RunningNode,
+    StreamPair,
+    open_node,
+    open_node_network,
+    open_node_pair,
+    open_stream_pair,
+)
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -56,9 +64,16 @@ async def pilot_stream_pair(pilot_driver: Driver) -> StreamPair:
 
 @_trio_fixture
 async def pilot_node_pair() -> AsyncGenerator[tuple[RunningNode, RunningNode]]:
-    """Two nodes, `alpha` and `beta`, on one rendezvous; see `open_node_pair` for what they can do together."""
+    """Two nodes, `alpha` and `beta`, on one rendezvous and a perfect network."""
     async with open_node_pair() as pair:
         yield pair
+
+
+@_trio_fixture
+async def pilot_node_network() -> AsyncGenerator[NodeNetwork]:
+    """Three nodes on a simulated network that is perfect until the test says otherwise (`.network.set_link`)."""
+    async with open_node_network(3) as network:
+        yield network
 
 
 @_trio_fixture

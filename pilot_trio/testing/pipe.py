@@ -13,6 +13,7 @@ one, reads and discards `DISCARD_MAX` bytes first.
 
 from __future__ import annotations
 
+import operator
 from typing import Final
 
 import trio
@@ -240,10 +241,7 @@ class MemoryStream(trio.abc.HalfCloseableStream):
             self._sending = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        if max_bytes is None:
-            max_bytes = _CHUNK_MAX
-        if not isinstance(max_bytes, int):
-            raise TypeError(f"max_bytes must be an integer, got {max_bytes!r}")
+        max_bytes = _CHUNK_MAX if max_bytes is None else operator.index(max_bytes)
         if max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
         if self._receiving:
