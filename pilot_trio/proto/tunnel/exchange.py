@@ -27,6 +27,7 @@ from pilot_trio.proto.tunnel.settings import (
     DEBOUNCE,
     KEY_FRAME_BURST,
     KEY_FRAME_RATE,
+    KEYS_MAX,
     NEGATIVE_TIME,
     PATH_PROBE,
     REKEY_GAP,
@@ -58,7 +59,7 @@ class KeyExchanges:
         self._core = core
         self._frame = b""  # our key frame; the same bytes for everybody while the identity lasts
         self._frame_for: tuple[int, bytes] = (0, b"")
-        self._keys: dict[int, bytes] = {}  # Ed25519 keys of peers, as the registry has them
+        self._keys: dict[int, bytes] = {}  # Ed25519 keys of peers, as the registry has them; the newest last
         self._unknown_until: dict[int, float] = {}  # nodes whose lookup failed
         self._waiting: dict[int, _Arrival] = {}  # {node: its latest key frame}, a lookup under way for each
         self._by_ip: KeyedBuckets[str] = KeyedBuckets(KEY_FRAME_RATE, KEY_FRAME_BURST, SOURCES_MAX)
@@ -84,7 +85,7 @@ class KeyExchanges:
         return wire.encode_key_request(wire.KeyRequest(self._core.node_id, self._core.keypair.public))
 
     def start(self, peer: Peer, now: float, *, copy: bool, again: bool = False) -> None:
-        """Send a key exchange on the peer's path, with a copy through the relay if asked for (§7.2)."""
+        """Send a key exchange on the peer's path, with a copy on the other one if asked for (§7.2)."""
         core = self._core
         if not core.settings.encrypt or not core.node_id:
             return
@@ -97,8 +98,12 @@ class KeyExchanges:
         for frame in frames:
             with contextlib.suppress(NoAddress):
                 core.write(peer, frame, now)
-            if copy and not by_relay and peer.route.address is not None:
-                core.relay(peer.node, frame)
+            if copy and peer.route.address is not None:
+                if not by_relay:
+                    core.relay(peer.node, frame)
+                elif not peer.route.pinned:
+                    # One lost frame is no proof against the direct path, and the peer may not be known to the beacon.
+                    core.write_direct(frame, peer.route.address)
         if now >= peer.cooldown_until:
             exchange = peer.exchange = peer.exchange or Exchange()
             exchange.attempts += 1
@@ -192,6 +197,9 @@ class KeyExchanges:
             if arrival is not None:
                 self._refuse(node, Drop.UNKNOWN_NODE)
             return
+        self._keys.pop(node, None)
+        if len(self._keys) >= KEYS_MAX:
+            del self._keys[next(iter(self._keys))]
         self._keys[node] = key
         if arrival is not None:
             self._judge(wire.decode_key_exchange(arrival.data), arrival, now)

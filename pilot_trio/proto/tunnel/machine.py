@@ -35,6 +35,7 @@ from pilot_trio.proto.tunnel.events import (
 from pilot_trio.proto.tunnel.exchange import KeyExchanges
 from pilot_trio.proto.tunnel.peer import Peer
 from pilot_trio.proto.tunnel.settings import (
+    EARLY_TIME,
     PUNCHES,
     QUEUE_PACKETS,
     QUEUE_PEERS,
@@ -365,6 +366,10 @@ class TunnelMachine:
         self, peer: Peer | None, node: int, data: bytes, source: Addr, now: float, *, relayed: bool
     ) -> None:
         core = self._core
+        if peer is not None and peer.exchange is not None and now - peer.exchange.last_sent_at < EARLY_TIME:
+            # It has our key frame and its own is on the way: some peers seal before they answer (§7.3 step 8).
+            peer.early.append((now, data, source, relayed))
+            return
         core.drop(Drop.NO_SESSION)
         if peer is None:
             asked = self._exchanges.answer_stranger(node, source, now, relayed=relayed)

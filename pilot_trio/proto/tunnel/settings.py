@@ -63,6 +63,7 @@ TEARDOWN_GAP: Final = 10.0  # seconds between two sessions ended by junk: an att
 EPOCHS_MAX: Final = (
     5  # nonce prefixes per session, each with its window; a peer that restarted under the same key is new
 )
+KEYS_MAX: Final = 65_536  # Ed25519 keys of peers remembered; a forgotten one is looked up again
 PEERS_MAX: Final = 16_384  # peers known at once; the longest idle one makes room
 
 

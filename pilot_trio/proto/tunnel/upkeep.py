@@ -98,7 +98,7 @@ class Upkeep:
             return
         if not peer.route.relay and self._core.beacon is not None and peer.exchange.attempts >= 1:
             self._core.turn_to_relay(peer, "silent direct attempts", pin=False)
-        self._exchanges.start(peer, now, copy=False)
+        self._exchanges.start(peer, now, copy=peer.route.relay)
 
     def _give_up(self, peer: Peer, now: float) -> None:
         peer.exchange = None

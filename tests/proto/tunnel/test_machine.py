@@ -272,6 +272,40 @@ def test_a_lost_key_frame_costs_a_second_not_eight() -> None:
     assert net.now - started <= 2.25
 
 
+def test_a_lost_key_frame_costs_a_second_where_the_beacon_relays_nothing() -> None:
+    net = Net(beacon=True)
+    net.filter = lambda source, to, data: to != BEACON and net.now > 100
+    net[1].machine.ensure(2, net.now)
+    net.advance(1.25)
+    assert net[1].machine.has_session(2)
+    assert net[2].machine.has_session(1)
+
+
+def test_a_sealed_packet_that_overtakes_the_key_frame_is_kept_and_not_answered() -> None:
+    net = Net()
+    net.connect()
+    net[1].restart()
+    first: list[bytes] = []
+
+    def hold(source: object, to: object, data: bytes) -> bool:
+        if source == net[2].addr:
+            first.append(data)
+        return source != net[2].addr
+
+    net.filter = hold
+    net[1].machine.ensure(2, net.now)
+    net.pump()
+    (answer,) = first  # held back: what node 2 seals overtakes it
+    net.filter = lambda source, to, data: True
+    net.sent.clear()
+    net.send(2, 1, b"overtakes")
+    assert [data[:4] for source, _, data in net.sent if source == net[1].addr] == []
+    assert net[1].of(Refused) == []
+    net.carry(net[2].addr, net[1].addr, answer)
+    net.pump()
+    assert net.payloads(1) == [b"overtakes"]
+
+
 def test_three_writes_into_silence_turn_to_the_relay_and_two_do_not() -> None:
     net = Net(beacon=True)
     net.connect()
