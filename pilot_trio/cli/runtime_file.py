@@ -27,10 +27,14 @@ def read(home: Path, socket: Path) -> dict[str, str]:
     """Return what the node on `socket` left, if that process still runs; else an empty dict."""
     try:
         facts = json.loads(_path(home, socket).read_bytes())
-        os.kill(int(facts["pid"]), 0)
+        pid = int(facts["pid"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return {}
+    try:
+        os.kill(pid, 0)
     except PermissionError:
         pass  # it runs as another user
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, OverflowError):
         return {}
     return {key: value for key, value in facts.items() if isinstance(value, str)}
 

@@ -56,7 +56,9 @@ def test_the_note_of_a_running_node_is_found_by_its_socket(tmp_path: Path) -> No
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"pid": "x"}', '{"pid": 999999999}', '{"pid": null}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"pid": "x"}', '{"pid": 999999999}', '{"pid": null}', '{"pid": 1e999}']
+)
 def test_a_note_of_nobody_is_no_note(tmp_path: Path, content: str) -> None:
     socket = tmp_path / "pilot.sock"
     runtime_file.write(tmp_path, socket, {"registry": "127.0.0.1:9000"}).write_text(content)
@@ -71,6 +73,16 @@ def test_a_note_of_another_users_process_counts(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "kill", refuse)
     assert runtime_file.read(tmp_path, tmp_path / "s")["registry"] == "r:1"
+
+
+def test_a_note_that_may_not_be_read_is_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime_file.write(tmp_path, tmp_path / "s", {"registry": "r:1"})
+
+    def refuse(_path: Path) -> bytes:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert runtime_file.read(tmp_path, tmp_path / "s") == {}
 
 
 def test_a_process_takes_back_its_own_note_only(tmp_path: Path) -> None:
