@@ -108,10 +108,8 @@ _HOMES: Final = {
 }
 _HOME_OF: Final = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "__version__",
-    *_HOME_OF,
-]
+# Checkers read the imports above instead.
+__all__ = ["__version__", *_HOME_OF]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -114,6 +114,24 @@ def _secret(instance: object, attribute: attrs.Attribute[Any], value: Any) -> No
         raise ConfigError(f"{_setting(instance, attribute)} is not a text; give a text")
 
 
+def _registry_trust(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value not in ("pinned", "system"):
+        raise ConfigError(f"{_setting(instance, attribute)} is {value!r}; give 'pinned' or 'system'")
+
+
+def _sha256(instance: object, attribute: attrs.Attribute[Any], value: str) -> None:
+    if value and (len(value) != _SHA256_HEX_DIGITS or not set(value) <= set("0123456789abcdef")):
+        raise ConfigError(f"{_setting(instance, attribute)} is {value!r}; give the 64 hex digits of a SHA-256")
+
+
+def _network_ids(instance: object, attribute: attrs.Attribute[Any], value: tuple[Any, ...]) -> None:
+    bad = [item for item in value if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item <= 0xFFFF]
+    if bad:
+        raise ConfigError(f"{_setting(instance, attribute)} holds {bad[0]!r}; give network ids from 0 to 65535")
+    if len(value) > AUTO_JOIN_MAX:
+        raise ConfigError(f"{_setting(instance, attribute)} holds {len(value)} ids; give at most {AUTO_JOIN_MAX}")
+
+
 @attrs.frozen(kw_only=True)
 class RegistryConfig:
     """How the node reaches its registry (`spec/registry.md` §2.4, §2.5)."""
@@ -121,23 +139,13 @@ class RegistryConfig:
     endpoint: Endpoint | None = attrs.field(default=None, converter=_optional_endpoint)
     """Where the registry listens; None: the embedded rendezvous."""
     tls: bool = attrs.field(default=False, validator=_flag)
-    trust: Literal["pinned", "system"] = attrs.field(default="pinned")
+    trust: Literal["pinned", "system"] = attrs.field(default="pinned", validator=_registry_trust)
     """What makes its certificate acceptable: its fingerprint, or the system's authorities and the host name."""
-    fingerprint: str = attrs.field(default="", converter=_fingerprint)
+    fingerprint: str = attrs.field(default="", converter=_fingerprint, validator=_sha256)
     """SHA-256 of the certificate in hex; capitals and colons do not matter."""
     fail_fast: bool = attrs.field(default=False, validator=_flag)
     """Give up, as the original does, if the registry cannot be reached at the start, instead of trying for ever."""
     connections: int = attrs.field(default=REGISTRY_CONNECTIONS, validator=_count(1, REGISTRY_CONNECTIONS_MAX))
-
-    @trust.validator
-    def _check_trust(self, _attribute: object, value: object) -> None:
-        if value not in ("pinned", "system"):
-            raise ConfigError(f"RegistryConfig.trust is {value!r}; give 'pinned' or 'system'")
-
-    @fingerprint.validator
-    def _check_fingerprint(self, _attribute: object, value: str) -> None:
-        if value and (len(value) != _SHA256_HEX_DIGITS or not set(value) <= set("0123456789abcdef")):
-            raise ConfigError(f"RegistryConfig.fingerprint is {value!r}; give the 64 hex digits of a SHA-256")
 
     def __attrs_post_init__(self) -> None:
         if self.tls and self.trust == "pinned" and not self.fingerprint:
@@ -225,7 +233,7 @@ class Config:
     """Owner as told to the registry; empty: the stored one, else one made from the key."""
     public: bool = attrs.field(default=False, validator=_flag)
     admin_token: str = attrs.field(default="", repr=False, validator=_secret)
-    networks: tuple[int, ...] = attrs.field(default=(), converter=_ids)
+    networks: tuple[int, ...] = attrs.field(default=(), converter=_ids, validator=_network_ids)
     """Networks to join at start; needs `admin_token`."""
     services: ServicesConfig = attrs.field(factory=ServicesConfig)
     streams: StreamLimits = attrs.field(factory=StreamLimits)
@@ -234,14 +242,6 @@ class Config:
     keepalive: float = attrs.field(default=KEEPALIVE, validator=_seconds(KEEPALIVE_MIN))
     """Time between heartbeats, polls and beacon registrations."""
     encrypt: bool = attrs.field(default=True, validator=_flag)
-
-    @networks.validator
-    def _check_networks(self, _attribute: object, value: tuple[object, ...]) -> None:
-        bad = [item for item in value if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item <= 0xFFFF]
-        if bad:
-            raise ConfigError(f"networks holds {bad[0]!r}; give network ids from 0 to 65535")
-        if len(value) > AUTO_JOIN_MAX:
-            raise ConfigError(f"networks holds {len(value)} ids; give at most {AUTO_JOIN_MAX}")
 
     def __attrs_post_init__(self) -> None:
         if self.registry.endpoint is None and self.rendezvous is None:

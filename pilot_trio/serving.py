@@ -7,7 +7,7 @@ rendezvous, so that it runs with nothing else installed or configured; it ends a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,7 +151,7 @@ def _pointed_at(config: Config, rendezvous: RendezvousHandle) -> Config:
 
 
 @contextlib.contextmanager
-def _unwrapped() -> Iterator[None]:
+def _unwrapped() -> Generator[None]:
     """Raise the one error of ours that ended the nurseries as itself: that there are nurseries is not the caller's affair."""
     try:
         yield

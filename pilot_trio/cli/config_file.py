@@ -58,5 +58,8 @@ def save(path: Path, value: Mapping[str, Any]) -> None:
         raise
 
 
+_KINDS: dict[type, str] = {list: "list", str: "text", bool: "boolean", type(None): "null"}
+
+
 def _kind(value: object) -> str:
-    return {list: "list", str: "text", bool: "boolean", type(None): "null"}.get(type(value), "number")
+    return _KINDS.get(type(value), "number")

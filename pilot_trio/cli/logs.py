@@ -172,14 +172,13 @@ class LogHandler(logging.Handler):
 
     def close(self) -> None:
         """Write everything that is still held back or queued."""
-        with self._lock_or_none():
+        self.acquire()
+        try:
             self._put(self._repeats.flush())
+        finally:
+            self.release()
         self._writer.close()
         super().close()
-
-    def _lock_or_none(self) -> threading.RLock:
-        assert self.lock is not None
-        return self.lock
 
     def _put(self, records: Iterable[logging.LogRecord]) -> None:
         for record in records:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TextIO
 
@@ -122,7 +122,7 @@ class Output:
         Console(file=self._stdout).print(table)
 
     @contextmanager
-    def progress(self, title: str, total: float) -> Iterator[Callable[[float], None]]:
+    def progress(self, title: str, total: float) -> Generator[Callable[[float], None]]:
         """Show a bar while something takes its time; yield the function that says how far it is.
 
         Only people at a terminal see it, on standard error, so that it never mixes with the result.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -166,7 +166,7 @@ class Session:
 
 
 @contextmanager
-def daemon_errors(label: str) -> Iterator[None]:
+def daemon_errors(label: str) -> Generator[None]:
     """Turn what goes wrong with the daemon into the command's error, its text opening with `label`."""
     try:
         yield

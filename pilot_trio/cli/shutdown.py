@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
@@ -48,7 +48,8 @@ class Watchdog:
             self._timer.start()
 
     def _expire(self) -> None:
-        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented in spite of its name
+        frame = frames.get(threading.main_thread().ident or 0)
         where = "".join(traceback.format_stack(frame, limit=4)) if frame else "unknown"
         log.warning(
             "shutdown incomplete, leaving", extra={"kv": {"after": f"{self._timeout:g}s", "main_thread": where}}
@@ -58,7 +59,7 @@ class Watchdog:
 
 
 @contextmanager
-def stop_signals(watchdog: Watchdog) -> Iterator[AsyncIterator[int]]:
+def stop_signals(watchdog: Watchdog) -> Generator[AsyncIterator[int]]:
     """Receive the stop signals inside Trio; the first one arms the watchdog, even if the loop is stuck."""
     with trio.open_signal_receiver(*SIGNALS) as received:
         # Trio's own handler only tells the loop. Ours runs between two bytecodes of whatever the main thread does.

@@ -9,7 +9,7 @@ over, for input that we choose not to read. So one task asks, now and then, abou
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Final, Protocol, final
 
 import trio
@@ -38,7 +38,7 @@ class HangUpWatch:
         self._woken = trio.Event()
 
     @contextlib.contextmanager
-    def watching(self, client: Watched) -> Iterator[None]:
+    def watching(self, client: Watched) -> Generator[None]:
         """Ask about this client until the block ends."""
         self._watched.add(client)
         self._woken.set()

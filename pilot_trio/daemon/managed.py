@@ -114,7 +114,9 @@ class ManagedNetworks:
             self.drop(left)
         for row in directory:
             network = row.get("id")
-            if network in self._state.networks and row.get("has_expr_policy") is True and network not in self._runners:
+            if not isinstance(network, int) or network not in self._state.networks or network in self._runners:
+                continue
+            if row.get("has_expr_policy") is True:
                 try:
                     self.apply_joined(network, await self._registry.call("get_expr_policy", network_id=network))
                 except RegistryError as exc:

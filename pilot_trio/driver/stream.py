@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Final, final
 
@@ -104,10 +105,7 @@ class PilotStream(trio.abc.Stream):
           trio.ClosedResourceError: this stream was closed here, perhaps while this was waiting.
           trio.BusyResourceError: another task is receiving.
         """
-        if max_bytes is None:
-            max_bytes = _RECEIVE_DEFAULT
-        if not isinstance(max_bytes, int):
-            raise TypeError(f"max_bytes must be an integer, got {max_bytes!r}")
+        max_bytes = _RECEIVE_DEFAULT if max_bytes is None else operator.index(max_bytes)
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, got {max_bytes}")
         if self._receiving:

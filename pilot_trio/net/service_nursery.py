@@ -6,7 +6,7 @@ what it would say it through is gone. Here the body is cancelled as usual, and t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ class ServiceNursery:
 
 
 @asynccontextmanager
-async def open_service_nursery() -> AsyncIterator[ServiceNursery]:
+async def open_service_nursery() -> AsyncGenerator[ServiceNursery]:
     """Run the body with services that are cancelled when it has ended, however it ends.
 
     A service that crashes cancels the body. What the services still do once they are cancelled must have a deadline.

@@ -19,7 +19,7 @@ import socket
 import stat
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Final
 
@@ -132,7 +132,7 @@ def _refuse_if_alive(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _staging_directory(parent: Path) -> Iterator[Path]:
+def _staging_directory(parent: Path) -> Generator[Path]:
     # The wording up to the last colon is the reference daemon's.
     try:
         parent.stat()

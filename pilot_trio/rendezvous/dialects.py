@@ -42,6 +42,7 @@ class Dialect(Protocol):
 
     def answer(self, body: bytes) -> Answer:
         """Answer the body of one frame; raise `DecodeError` if the connection is to be closed without an answer."""
+        ...
 
 
 class JSONDialect:

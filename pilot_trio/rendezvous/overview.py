@@ -64,9 +64,11 @@ class Shown(Protocol):
 
     def nodes(self) -> list[NodeView]:
         """Return every live node."""
+        ...
 
     def networks(self) -> list[NetworkView]:
         """Return every network but the backbone."""
+        ...
 
 
 @attrs.define(eq=False)

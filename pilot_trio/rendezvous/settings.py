@@ -18,10 +18,13 @@ REGISTRY_ENDPOINT: Final = Endpoint("127.0.0.1", 9000)  # the protocol's default
 BEACON_ENDPOINT: Final = Endpoint("127.0.0.1", 9001)  # the protocol's default port; registry terms
 STALE_THRESHOLD: Final = 30 * 60.0  # seconds without a heartbeat before a node's record is reaped; registry §9.1
 
-# Local programs are free of limits by source: many nodes may share a machine, and a local flood needs no network.
-LOOPBACK_NETWORKS: Final = ("127.0.0.0/8", "::1/128")
-
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# Local programs are free of limits by source: many nodes may share a machine, and a local flood needs no network.
+LOOPBACK_NETWORKS: Final[tuple[IPNetwork, ...]] = (
+    ipaddress.IPv4Network("127.0.0.0/8"),
+    ipaddress.IPv6Network("::1/128"),
+)
 
 
 def _networks(value: tuple[str | IPNetwork, ...]) -> tuple[IPNetwork, ...]:
@@ -32,6 +35,11 @@ def _networks(value: tuple[str | IPNetwork, ...]) -> tuple[IPNetwork, ...]:
         except ValueError as exc:
             raise ConfigError(f"rendezvous unlimited network {item!r}: {exc}; write for example 10.0.0.0/8") from exc
     return tuple(parsed)
+
+
+def _stale_threshold(_instance: object, _attribute: object, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"rendezvous stale threshold {value!r} must be positive; write for example 1800")
 
 
 @attrs.frozen(kw_only=True)
@@ -47,15 +55,10 @@ class RendezvousConfig:
     http: Endpoint | None = None  # pages for people and monitoring; None: none
     store: Path | None = None  # database file; None: in memory, forgotten at the end
     admin_token: str = attrs.field(default="", repr=False)  # "": administrative requests are refused
-    stale_threshold: float = attrs.field(default=STALE_THRESHOLD)  # seconds
+    stale_threshold: float = attrs.field(default=STALE_THRESHOLD, validator=_stale_threshold)  # seconds
     unlimited: tuple[IPNetwork, ...] = attrs.field(  # sources free of limits that go by source
         default=LOOPBACK_NETWORKS, converter=_networks
     )
-
-    @stale_threshold.validator
-    def _check_stale_threshold(self, _attribute: object, value: float) -> None:
-        if not value > 0:
-            raise ConfigError(f"rendezvous stale threshold {value!r} must be positive; write for example 1800")
 
     def __attrs_post_init__(self) -> None:
         if self.registry is None and self.tls is None:

@@ -13,7 +13,7 @@ no task behind the scenes: what must be written is written by those who need it,
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -132,7 +132,8 @@ class Store:
                 # The directory has these changes in memory, so they must follow: under what has arrived since.
                 self._waiting = rows | self._waiting
 
-    async def _close(self) -> None:
+    async def aclose(self) -> None:
+        """Write what has been handed over, waiting `CLOSE_TIMEOUT` at most, and release the file; `open_store` does it."""
         self._closed = True
         if self._database is not None:
             rest = list(self._waiting.values())
@@ -141,7 +142,7 @@ class Store:
 
 
 @asynccontextmanager
-async def open_store(path: Path | None) -> AsyncIterator[Store]:
+async def open_store(path: Path | None) -> AsyncGenerator[Store]:
     """Open the file, or no file: then nothing is kept and every commit succeeds at once.
 
     Leaving the block writes what has been handed over, waiting `CLOSE_TIMEOUT` at most, and releases the file.
@@ -153,4 +154,4 @@ async def open_store(path: Path | None) -> AsyncIterator[Store]:
     try:
         yield store
     finally:
-        await store._close()
+        await store.aclose()

@@ -88,6 +88,8 @@ _TARGET = struct.Struct("!HIH")  # address (network, node), port
 _CONN_HEADER = struct.Struct("!IBI")  # length, code, connection id
 _ACCEPT = struct.Struct("!IBHIHIH")  # length, code, local port, connection id, remote network, remote node, remote port
 _RECV_FROM = struct.Struct("!IBHIHH")  # length, code, source network, source node, source port, destination port
+_ACCEPT_BODY = struct.Struct("!HIHIH")  # the same without length and code, as a client reads it
+_RECV_FROM_BODY = struct.Struct("!HIHH")
 _BROADCAST = struct.Struct("!HHH")  # network, port, token length
 assert _HEADER.size == 5 and _TARGET.size == 8 and _CONN_HEADER.size == 9
 assert _ACCEPT.size == 4 + 1 + 14 and _RECV_FROM.size == 4 + 1 + 10 and _BROADCAST.size == 6
@@ -240,7 +242,7 @@ def decode_accept(payload: bytes) -> Accepted:
     """Read an `ACCEPT` push (client side)."""
     if len(payload) < 14:
         raise DecodeError(f"accept: {len(payload)} bytes, want 14")
-    local_port, conn_id, network, node, remote_port = struct.unpack_from("!HIHIH", payload)
+    local_port, conn_id, network, node, remote_port = _ACCEPT_BODY.unpack_from(payload)
     return Accepted(local_port, conn_id, Address(network, node), remote_port)
 
 
@@ -248,5 +250,5 @@ def decode_recv_from(payload: bytes) -> ReceivedDatagram:
     """Read a `RECV_FROM` push (client side)."""
     if len(payload) < 10:
         raise DecodeError(f"recvfrom: {len(payload)} bytes, want at least 10")
-    network, node, source_port, destination_port = struct.unpack_from("!HIHH", payload)
+    network, node, source_port, destination_port = _RECV_FROM_BODY.unpack_from(payload)
     return ReceivedDatagram(Address(network, node), source_port, destination_port, payload[10:])

@@ -100,7 +100,7 @@ def untrust(session: Session, peer: str, timeout: float) -> None:
 @timeout()
 def trust(session: Session, limit: int, search: str | None, timeout: float) -> None:
     """List the nodes that this one trusts, newest first."""
-    rows = _ask(session, "trust", "trusted", _TRUSTED, b"", timeout).get("trusted") or []
+    rows: list[dict[str, Any]] = _ask(session, "trust", "trusted", _TRUSTED, b"", timeout).get("trusted") or []
     wanted = (search or "").lower()
     found = [row for row in rows if wanted in f"{row.get('node_id')} {row.get('hostname', '')}".lower()]
     found.sort(key=lambda row: -(row.get("approved_at") or 0))

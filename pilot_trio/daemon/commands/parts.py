@@ -6,7 +6,7 @@ fits.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -34,11 +34,11 @@ class Resolver(Lookup, Protocol):
         """Return the registry's answer for a name; raise `RegistryError`."""
         ...
 
-    async def resolve(self, node_id: int) -> object:
+    async def resolve(self, node: int, /) -> object:
         """Find the route to a node; raise `NoRoute`."""
         ...
 
-    def forget(self, node_id: int) -> None:
+    def forget(self, node: int, /) -> None:
         """Drop what is cached about a node."""
         ...
 
@@ -169,7 +169,7 @@ def rows_that_fit(rows: Iterable[Mapping[str, Any]], budget: int) -> tuple[list[
 
 
 @contextmanager
-def prefixed(prefix: str) -> Iterator[None]:
+def prefixed(prefix: str) -> Generator[None]:
     """Put `prefix` before the text of every error that a client may see."""
     try:
         yield

@@ -29,7 +29,7 @@ def parse_expr_policy(given: Any) -> Row | None:
     if document is None:
         return None
     version = document.get("version")
-    if version != 1 or isinstance(version, bool):
+    if version is True or version != 1:
         raise Refused(f"expr_policy: unsupported version {_scalar(version)} (want 1)")
     rules = document.get("rules")
     if not isinstance(rules, list) or not rules:

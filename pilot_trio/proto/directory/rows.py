@@ -5,8 +5,8 @@ A row is named by its table and a key: one or two ids joined by a colon, or a wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
 
 import attrs
 
@@ -38,9 +38,7 @@ class Change(NamedTuple):
 
 def take_changes(tables: Tables) -> list[Change]:
     """Return the rows that changed since the last call, as they are now."""
-    return [
-        Change(table, ":".join(map(str, key)), _RENDER[table](tables, *key)) for table, key in tables.take_journal()
-    ]
+    return [Change(table, ":".join(map(str, key)), _render(tables, table, key)) for table, key in tables.take_journal()]
 
 
 def load(tables: Tables, rows: Iterable[tuple[str, str, Any]], now: float) -> None:
@@ -67,20 +65,12 @@ def load(tables: Tables, rows: Iterable[tuple[str, str, Any]], now: float) -> No
     _check(tables)
 
 
-def _meta(tables: Tables, _name: str) -> Row:
-    return {"created_at": tables.created_at, "next_node": tables.next_node, "next_network": tables.next_network}
-
-
 def _node(tables: Tables, node_id: int) -> Row | None:
     node = tables.nodes.get(node_id)
     if node is None:
         return None
     node.stored_seen = node.last_seen
     return to_row(node)
-
-
-def _trust(tables: Tables, a: int, b: int) -> Row | None:
-    return {} if (a, b) in tables.trust else None
 
 
 def _row(record: attrs.AttrsInstance | None) -> Row | None:
@@ -91,19 +81,43 @@ def _value(name: str, value: float | None) -> Row | None:
     return None if value is None else {name: value}
 
 
-_RENDER: Final[Mapping[str, Callable[..., Row | None]]] = {
-    "meta": _meta,
-    "bindings": lambda tables, node: _row(tables.bindings.get(node)),
-    "nodes": _node,
-    "networks": lambda tables, network: _row(tables.networks.get(network)),
-    "members": lambda tables, network, node: _row(tables.members.get(network, {}).get(node)),
-    "trust": _trust,
-    "requests": lambda tables, receiver, sender: _row(tables.requests.get(receiver, {}).get(sender)),
-    "responses": lambda tables, receiver, sender: _row(tables.responses.get(receiver, {}).get(sender)),
-    "pending": lambda tables, asked, asking: _value("timestamp", tables.pending.get(asked, {}).get(asking)),
-    "invites": lambda tables, invited, network: _row(tables.invites.get(invited, {}).get(network)),
-    "nonces": lambda tables, nonce: _value("expires_at", tables.nonces.get(nonce)),
-}
+def _render(tables: Tables, table: str, key: tuple[Any, ...]) -> Row | None:
+    """Return a row as it is now, None if it is gone."""
+    if table == "meta":
+        return {"created_at": tables.created_at, "next_node": tables.next_node, "next_network": tables.next_network}
+    return _render_pair(tables, table, *key) if len(key) > 1 else _render_single(tables, table, *key)
+
+
+def _render_single(tables: Tables, table: str, key: Any) -> Row | None:
+    match table:
+        case "bindings":
+            return _row(tables.bindings.get(key))
+        case "nodes":
+            return _node(tables, key)
+        case "networks":
+            return _row(tables.networks.get(key))
+        case "nonces":
+            return _value("expires_at", tables.nonces.get(key))
+        case _:
+            raise ValueError(f"unknown table {table}")
+
+
+def _render_pair(tables: Tables, table: str, a: int, b: int) -> Row | None:
+    match table:
+        case "members":
+            return _row(tables.members.get(a, {}).get(NodeId(b)))
+        case "trust":
+            return {} if (a, b) in tables.trust else None
+        case "requests":
+            return _row(tables.requests.get(a, {}).get(b))
+        case "responses":
+            return _row(tables.responses.get(a, {}).get(b))
+        case "pending":
+            return _value("timestamp", tables.pending.get(a, {}).get(b))
+        case "invites":
+            return _row(tables.invites.get(a, {}).get(b))
+        case _:
+            raise ValueError(f"unknown table {table}")
 
 
 def _load_row(tables: Tables, table: str, key: str, row: Any) -> None:
