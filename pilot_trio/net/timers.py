@@ -23,11 +23,17 @@ _SWEEP_FROM: Final = 64  # wake-ups of cancelled timers that are not worth a swe
 class Timer:
     """One deadline that moves. Made by `Timers.timer`."""
 
-    __slots__ = ("_deadline", "_on_due", "_timers", "_wakes")
+    __slots__ = ("_deadline", "_note_cancelled", "_on_due", "_push", "_wakes")
 
-    def __init__(self, timers: Timers, on_due: Callable[[float], None]) -> None:
-        self._timers = timers
+    def __init__(
+        self,
+        on_due: Callable[[float], None],
+        push: Callable[[float, Timer], None],
+        note_cancelled: Callable[[int], None],
+    ) -> None:
         self._on_due: Callable[[float], None] | None = on_due  # None: cancelled
+        self._push = push  # arms a wake-up
+        self._note_cancelled = note_cancelled  # told how many wake-ups are left behind
         self._deadline = inf
         self._wakes = [inf]  # wake-ups armed for this timer, earliest last: each was armed because it was the earliest
 
@@ -36,23 +42,28 @@ class Timer:
         """When it is due, in Trio's clock; `math.inf` while it is not armed."""
         return self._deadline
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether it is over for good."""
+        return self._on_due is None
+
     def arm(self, at: float) -> None:
         """Be due at `at`; `math.inf`: not at all. Call it whenever the deadline may have changed."""
         if self._on_due is not None:
             self._deadline = at
             if at < self._wakes[-1]:
                 self._wakes.append(at)
-                self._timers._push(at, self)
+                self._push(at, self)
 
     def cancel(self) -> None:
         """Never be due again, and let go of what would have been called. Idempotent."""
         if self._on_due is not None:
             self._on_due = None
             self._deadline = inf
-            self._timers._cancelled(len(self._wakes) - 1)
+            self._note_cancelled(len(self._wakes) - 1)
 
-    def _woken(self, now: float) -> bool:
-        """Take the earliest wake-up; run what is due. False if the timer was cancelled."""
+    def wake(self, now: float) -> bool:
+        """Take the earliest wake-up; run what is due. False if the timer was cancelled. For `Timers` alone."""
         self._wakes.pop()
         on_due, deadline = self._on_due, self._deadline
         if on_due is None:
@@ -80,7 +91,7 @@ class Timers:
 
     def timer(self, on_due: Callable[[float], None]) -> Timer:
         """Return a timer that is not armed. `on_due(now)` must neither wait nor raise; it may arm the timer again."""
-        return Timer(self, on_due)
+        return Timer(on_due, self._push, self._note_cancelled)
 
     async def run(self) -> None:
         """Run timers as they fall due, until cancelled."""
@@ -98,7 +109,7 @@ class Timers:
         for _ in range(DUE_MAX):
             if not self._heap or self._heap[0][0] > now:
                 return
-            if not heapq.heappop(self._heap)[2]._woken(now):
+            if not heapq.heappop(self._heap)[2].wake(now):
                 self._dead -= 1
 
     def _push(self, at: float, timer: Timer) -> None:
@@ -106,10 +117,10 @@ class Timers:
         if self._scope is not None and at < self._scope.deadline:
             self._scope.deadline = at
 
-    def _cancelled(self, wakes: int) -> None:
+    def _note_cancelled(self, wakes: int) -> None:
         """Throw out the wake-ups of cancelled timers once they are the majority: short streams have long timeouts."""
         self._dead += wakes
         if self._dead > max(_SWEEP_FROM, len(self._heap) // 2):
-            self._heap = [entry for entry in self._heap if entry[2]._on_due is not None]
+            self._heap = [entry for entry in self._heap if not entry[2].cancelled]
             heapq.heapify(self._heap)
             self._dead = 0
