@@ -8,7 +8,7 @@ acknowledgment and one wake-up per connection, and one write to the socket.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
@@ -358,7 +358,7 @@ class TunnelCarrier(Carrier):
         return connection
 
     @contextmanager
-    def _batch(self) -> Iterator[None]:
+    def _batch(self) -> Generator[None]:
         """Inside, connections are only noted; each is advanced once at the end, and what they send leaves together."""
         if self._batching:
             yield
