@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
-from pilot_trio.testing import open_node
+from pilot_trio.testing import open_node, open_node_pair
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -27,6 +29,17 @@ async def test_the_sensor(capsys: pytest.CaptureFixture[str]) -> None:
         await example["main"](node.driver)
     lines = [f"0:0000.0000.0001 {celsius} °C" for celsius in (20.5, 20.7, 20.6)]
     assert capsys.readouterr().out.splitlines() == [*lines, "lost because we were slow: 0"]
+
+
+async def test_http_from_node_to_node() -> None:
+    example = runpy.run_path(str(EXAMPLES / "http_over_overlay.py"))
+    async with open_node_pair(public=True) as (server, client), trio.open_nursery() as nursery:
+        nursery.start_soon(example["serve"], server.driver)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(10):
+            status, body = await example["get"](client.driver, str(server.address), "/weather")
+        assert (status, body) == (200, b"hello from the overlay, you asked for /weather\n")
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.slow
