@@ -18,6 +18,7 @@ from pilot_trio.wire.tunnel import PILS, PILS_HEADER
 PREFIX_SIZE: Final = 4  # bytes of the nonce that are random per session; protocol §4.2
 _NODE = struct.Struct("!I")
 _COUNTER = struct.Struct("!Q")
+_NONCE = struct.Struct("!4sQ")
 
 
 class Sealer:
@@ -59,12 +60,13 @@ class Opener:
             raise AuthenticationError("message authentication failed") from exc
 
 
+def read_nonce(datagram: bytes) -> tuple[bytes, int]:
+    """Return prefix and counter of a PILS datagram's nonce."""
+    nonce: tuple[bytes, int] = _NONCE.unpack_from(datagram, 8)
+    return nonce
+
+
 def counter_of(datagram: bytes) -> int:
     """Return the nonce counter of a PILS datagram."""
     (counter,) = _COUNTER.unpack_from(datagram, 12)
     return int(counter)
-
-
-def prefix_of(datagram: bytes) -> bytes:
-    """Return the nonce prefix of a PILS datagram."""
-    return datagram[8:12]

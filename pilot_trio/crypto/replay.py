@@ -22,26 +22,22 @@ class Verdict(Enum):
 class ReplayWindow:
     """Seen counters up to `size` behind the highest. An integer is the bitmap: bit 0 is the highest counter."""
 
-    __slots__ = ("_bits", "_highest", "_mask", "_size")
+    __slots__ = ("_bits", "_mask", "_size", "highest")
 
     def __init__(self, size: int = WINDOW) -> None:
         self._size = size
         self._mask = (1 << size) - 1
-        self._highest = 0
         self._bits = 0
-
-    @property
-    def highest(self) -> int:
+        self.highest = 0
         """The highest counter accepted so far."""
-        return self._highest
 
     def accept(self, counter: int) -> Verdict:
         """Judge a counter whose frame was authenticated, and mark it as seen."""
-        ahead = counter - self._highest
+        ahead = counter - self.highest
         if ahead > 0:
             # Nothing is kept of a jump larger than the window; shifting by an attacker's 2**63 would never end.
             self._bits = (self._bits << ahead | 1) & self._mask if ahead < self._size else 1
-            self._highest = counter
+            self.highest = counter
             return Verdict.FRESH
         if -ahead >= self._size:
             return Verdict.OUTSIDE

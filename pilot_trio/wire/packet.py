@@ -35,10 +35,19 @@ CONTROL: Final = 3  # protocol number; protocol
 HEADER_SIZE: Final = 34  # bytes; protocol
 PAYLOAD_MAX: Final = 0xFFFF  # bytes; protocol, `spec/transport.md` §2
 
+FLOWS_MAX: Final = 1024  # address and port fields remembered as read; a stream's packets all have the same
+
+_Flow = tuple[Address, Address, int, int]
+_new = tuple.__new__
+_flows: dict[bytes, _Flow] = {}  # a cache of values, so one for all is harmless
+
 _HEADER = struct.Struct("!BBHHIHIHHIIHI")
+_VARYING = struct.Struct("!BBH16xIIHI")  # the header without addresses and ports
+_FLOW = struct.Struct("!HIHIHH")  # these
+_FLOW_AT, _FLOW_END = 4, 20
 _BARE = struct.Struct("!BBHHIHIHHIIH")  # the header without its checksum
 _ZERO_CHECKSUM = bytes(4)
-assert _HEADER.size == HEADER_SIZE and _BARE.size + 4 == HEADER_SIZE
+assert _HEADER.size == _VARYING.size == HEADER_SIZE and _FLOW.size == 16 and _BARE.size + 4 == HEADER_SIZE
 
 
 class Packet(NamedTuple):
@@ -70,24 +79,36 @@ class Packet(NamedTuple):
             ack,
             window,
         )
-        checksum = crc32(payload, crc32(_ZERO_CHECKSUM, crc32(bare)))
-        return b"".join((bare, checksum.to_bytes(4, "big"), payload))
+        return b"%b%b%b" % (bare, crc32(payload, crc32(bare + _ZERO_CHECKSUM)).to_bytes(4, "big"), payload)
 
 
 def decode(data: bytes) -> Packet:
     """Read a packet; bytes after the payload are ignored. Raise `DecodeError` with the protocol's text (§2)."""
-    if len(data) < HEADER_SIZE:
-        raise DecodeError(f"packet too short: {len(data)} bytes (min {HEADER_SIZE})")
-    first, protocol, length, s_net, s_node, d_net, d_node, s_port, d_port, seq, ack, window, checksum = (
-        _HEADER.unpack_from(data)
-    )
+    size = len(data)
+    if size < HEADER_SIZE:
+        raise DecodeError(f"packet too short: {size} bytes (min {HEADER_SIZE})")
+    first, protocol, length, seq, ack, window, checksum = _VARYING.unpack_from(data)
     end = HEADER_SIZE + length
-    if len(data) < end:
-        raise DecodeError(f"packet truncated: have {len(data)} bytes, need {end}")
+    if size < end:
+        raise DecodeError(f"packet truncated: have {size} bytes, need {end}")
     payload = data[HEADER_SIZE:end]
-    if crc32(payload, crc32(_ZERO_CHECKSUM, crc32(data[:30]))) != checksum:
+    if crc32(payload, crc32(data[:30] + _ZERO_CHECKSUM)) != checksum:
         raise DecodeError("checksum mismatch")
     if first >> 4 != VERSION:
         raise DecodeError(f"unsupported protocol version {first >> 4} (expected {VERSION})")
-    source, destination = Address(s_net, s_node), Address(d_net, d_node)
-    return Packet(first & 0xF, protocol, source, destination, s_port, d_port, seq, ack, window, payload)
+    flow = data[_FLOW_AT:_FLOW_END]
+    try:
+        source, destination, s_port, d_port = _flows[flow]
+    except KeyError:
+        source, destination, s_port, d_port = _read_flow(flow)
+    # The constructor of a NamedTuple is one Python call more, which counts when there is one per segment.
+    return _new(Packet, (first & 0xF, protocol, source, destination, s_port, d_port, seq, ack, window, payload))
+
+
+def _read_flow(data: bytes) -> _Flow:
+    s_net, s_node, d_net, d_node, s_port, d_port = _FLOW.unpack(data)
+    flow = (Address(s_net, s_node), Address(d_net, d_node), s_port, d_port)
+    if len(_flows) >= FLOWS_MAX:
+        _flows.clear()
+    _flows[data] = flow
+    return flow

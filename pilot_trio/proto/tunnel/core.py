@@ -47,7 +47,7 @@ class Core:
         self.beacon: Addr | None = None
         self.peers: dict[int, Peer] = {}
         self.relayed_peers = 0
-        self.out: deque[tuple[bytes, Addr]] = deque()
+        self.out: list[tuple[bytes, Addr]] = []
         self.events: deque[Event] = deque()
         self.drops: Counter[Drop] = Counter()
         self.traffic = Traffic()
@@ -97,9 +97,7 @@ class Core:
         route = peer.route
         if self.beacon is not None and not route.relay and route.is_blackhole(now):
             self.turn_to_relay(peer, "direct path silent", pin=True)
-        if route.relay and self.beacon is not None:
-            self.relay(peer.node, frame)
-        elif route.address is not None and not self.settings.relay_only:
+        if route.address is not None and not (route.relay and self.beacon is not None) and not self.settings.relay_only:
             self.out.append((frame, route.address))
         elif self.beacon is not None:
             self.relay(peer.node, frame)
@@ -107,8 +105,9 @@ class Core:
             raise NoAddress(peer.node)
         route.sent(now)
         peer.frame_at = now
-        self.traffic.packets_sent += 1
-        self.traffic.bytes_sent += len(frame)
+        traffic = self.traffic
+        traffic.packets_sent += 1
+        traffic.bytes_sent += len(frame)
 
     def relay(self, node: int, frame: bytes) -> None:
         """Send a frame to a node through the beacon, whatever its route says."""

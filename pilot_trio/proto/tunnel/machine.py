@@ -46,7 +46,7 @@ from pilot_trio.proto.tunnel.upkeep import Upkeep
 from pilot_trio.proto.tunnel.upkeep_packets import is_swallowed
 from pilot_trio.wire import beacon, tunnel
 from pilot_trio.wire import packet as packets
-from pilot_trio.wire.packet import HEADER_SIZE, STREAM, Packet
+from pilot_trio.wire.packet import CONTROL, HEADER_SIZE, STREAM, Packet
 
 Received = tuple[int, Packet]
 """The node that sealed a packet, and the packet."""
@@ -224,8 +224,7 @@ class TunnelMachine:
 
     def datagrams_to_send(self) -> list[tuple[bytes, Addr]]:
         """Return what is to be sent now, in the order in which nonces were taken; everything is handed out once."""
-        out = list(self._core.out)
-        self._core.out.clear()
+        out, self._core.out = self._core.out, []
         return out
 
     # --- datagrams in ------------------------------------------------------------------------------------------------
@@ -233,8 +232,11 @@ class TunnelMachine:
     def receive_datagrams(self, batch: Sequence[tuple[bytes, Addr]], now: float) -> list[Received]:
         """Work in datagrams; return the packets that were authenticated, in order. Never raises, whatever the bytes."""
         received: list[Received] = []
+        encrypt = self._core.settings.encrypt
         for data, source in batch:
-            if not data:
+            if encrypt and data.startswith(tunnel.PILS):
+                self._on_sealed(data, source, now, received, relayed=False)
+            elif not data:
                 self._core.drop(Drop.EMPTY)
             elif data[0] < tunnel.BEACON_BELOW:
                 self._on_beacon(data, source, now, received)
@@ -339,8 +341,17 @@ class TunnelMachine:
             core.events.append(Refused(node, Drop.SPOOFED_SOURCE, detail=packet.source.node))
             return
         self._count_received(peer, len(raw) if relayed else len(data), now)
-        self._note_life(peer, source, now, newest=newest, relayed=relayed)
-        if not is_swallowed(packet):
+        peer.opened_at = now
+        peer.exchange = None
+        route = peer.route
+        route.misses = 0
+        if relayed or route.relay or route.address != source or peer.probes or peer.cooldown_until > now:
+            self._note_life(peer, source, now, newest=newest, relayed=relayed)
+        else:
+            route.last_direct_at = now
+            route.first_sent_at = inf
+            route.send_errors = 0
+        if packet.protocol != CONTROL or not is_swallowed(packet):
             peer.used_at = now
             received.append((node, packet))
 
@@ -350,11 +361,9 @@ class TunnelMachine:
         self._core.traffic.bytes_received += size
 
     def _note_life(self, peer: Peer, source: Addr, now: float, *, newest: bool, relayed: bool) -> None:
-        """Bookkeeping after a packet that the session opened (§9.4)."""
-        peer.opened_at = now
-        peer.exchange = None
+        """Bookkeeping after a packet that the session opened and that says something new about the path (§9.4)."""
         peer.cooldown_until = -inf
-        peer.route.misses = peer.route.send_errors = 0
+        peer.route.send_errors = 0
         if peer.probes:
             peer.probes = 0
             self._core.events.append(PathRecovered(peer.node))

@@ -44,8 +44,9 @@ class Route:
     def is_blackhole(self, now: float) -> bool:
         """Note a frame about to leave directly; return True if the direct path has swallowed enough of them."""
         reference = self.last_direct_at if self.last_direct_at > -inf else self.first_sent_at
-        if now - reference > BLACKHOLE_SILENCE:
-            self.misses += 1
+        if now - reference <= BLACKHOLE_SILENCE:
+            return False
+        self.misses += 1
         return self.misses >= BLACKHOLE_MISSES
 
     def sent(self, now: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-from pilot_trio.crypto.aead import PREFIX_SIZE, Opener, Sealer, counter_of, prefix_of
+from pilot_trio.crypto.aead import PREFIX_SIZE, Opener, Sealer, read_nonce
 from pilot_trio.crypto.replay import ReplayWindow, Verdict
 from pilot_trio.proto.tunnel.settings import (
     EPOCHS_MAX,
@@ -22,7 +22,8 @@ class Session:
     """Keys, counters and faults of one session. Times are seconds of the machine's clock."""
 
     __slots__ = (
-        "_epochs", "_opener", "_salvage", "_sealer", "created_at", "decrypt_failures", "outside", "peer_x25519", "replays",
+        "_epochs", "_open", "_prefix", "_salvage", "_sealer", "_window",
+        "created_at", "decrypt_failures", "outside", "peer_x25519", "replays", "seal",
     )  # fmt: skip
 
     def __init__(
@@ -31,14 +32,13 @@ class Session:
         self.peer_x25519 = peer_x25519
         self.created_at = now
         self.decrypt_failures = self.replays = self.outside = 0  # in a row
-        self._opener = Opener(key)
+        self._open = Opener(key).open
         self._sealer = Sealer(key, own_node, random_bytes(PREFIX_SIZE))
+        self.seal: Callable[[bytes], bytes] = self._sealer.seal
+        """Returns a datagram; take it to the network in the order of these calls."""
         self._epochs: OrderedDict[bytes, ReplayWindow] = OrderedDict()  # {nonce prefix: window}, latest used last
+        self._prefix, self._window = b"", ReplayWindow()  # the latest; no nonce has an empty prefix
         self._salvage: deque[tuple[float, bytes]] = deque(maxlen=SALVAGE_PACKETS)
-
-    def seal(self, packet: bytes) -> bytes:
-        """Return a datagram; take it to the network in the order of these calls."""
-        return self._sealer.seal(packet)
 
     def open(self, datagram: bytes) -> tuple[bytes, Verdict, bool]:
         """Return packet, replay verdict, and whether it is the newest frame of its epoch so far.
@@ -46,21 +46,28 @@ class Session:
         Raises:
           AuthenticationError: this key did not seal it. Nothing has changed.
         """
-        packet = self._opener.open(datagram)
-        prefix = prefix_of(datagram)
+        packet = self._open(datagram)
+        prefix, counter = read_nonce(datagram)
+        if prefix != self._prefix:
+            self._change_epoch(prefix)
+        window = self._window
+        newest = counter > window.highest
+        verdict = window.accept(counter)
+        if verdict is Verdict.FRESH:
+            self.decrypt_failures = self.replays = self.outside = 0
+        return packet, verdict, newest
+
+    def _change_epoch(self, prefix: bytes) -> None:
+        """Judge by the window of another nonce prefix from now on."""
         window = self._epochs.get(prefix)
         if window is None:
             # Authenticated, so the peer did restart its counter; it cannot make us keep more than a few windows.
             if len(self._epochs) >= EPOCHS_MAX:
                 self._epochs.popitem(last=False)
             window = self._epochs[prefix] = ReplayWindow()
-        elif next(reversed(self._epochs)) != prefix:
+        else:
             self._epochs.move_to_end(prefix)
-        before = window.highest
-        verdict = window.accept(counter_of(datagram))
-        if verdict is Verdict.FRESH:
-            self.decrypt_failures = self.replays = self.outside = 0
-        return packet, verdict, window.highest > before
+        self._prefix, self._window = prefix, window
 
     # --- gates (§6): may this session be ended? ------------------------------------------------------------------------
 
