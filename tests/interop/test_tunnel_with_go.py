@@ -75,7 +75,7 @@ async def test_each_answers_the_others_pings(
         assert row == {"node_id": node.state.node_id, "authenticated": True, "encrypted": True, "relay": False}
         (ours,) = node.tunnel.peer_rows()
         assert (ours["node_id"], ours["endpoint"]) == (go.node_id, go.endpoint)
-        assert not node.tunnel.statistics().drops
+        assert set(node.tunnel.statistics().drops) <= {"punch"}
 
 
 async def test_first_contact_may_come_from_the_other_side(make_go_home: MakeHome, tmp_path: Path) -> None:
