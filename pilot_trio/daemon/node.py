@@ -59,6 +59,7 @@ from pilot_trio.services.echo import ECHO_PORT, serve_echo
 from pilot_trio.services.eventstream import EventStream
 from pilot_trio.services.handshake import HANDSHAKE_PORT, serve_handshakes
 from pilot_trio.services.mailbox import Mailbox
+from pilot_trio.wire.handshake import HandshakeMessage
 
 IPC_OPEN_DELAY: Final = 1.0  # seconds after the start when IPC clients are served even if the registry does not answer
 WEBHOOK_DRAIN: Final = 0.4  # seconds at the end for events that are still queued; all of a shutdown is to fit into two
@@ -263,7 +264,7 @@ class Node:
         nursery.start_soon(
             serve_handshakes,
             listen(table, HANDSHAKE_PORT, "handshake"),
-            lambda message, stream: self.trust.receive(message, stream.remote.address.node),
+            self._receive_handshake,
         )
         _log.info("handshake service listening", extra={"kv": {"port": HANDSHAKE_PORT}})
         if chosen.echo:
@@ -290,6 +291,9 @@ class Node:
 
         nursery.start_soon(trio.serve_listeners, serve_one, [listen(self.streams, port, name)])
         _log.info("%s service listening", name, extra={"kv": {"port": port}})
+
+    async def _receive_handshake(self, message: HandshakeMessage, stream: OverlayStream) -> None:
+        await self.trust.receive(message, stream.remote.address.node)
 
     def _admits(self, stream: OverlayStream) -> bool:
         """Say whether a peer may use the echo: everybody's on a public node, else trusted ones' (`spec/services.md` §2)."""

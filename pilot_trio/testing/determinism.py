@@ -7,7 +7,7 @@ source of chance too many: with `run_simulation` the seed that failed fails agai
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
 import trio
@@ -17,10 +17,10 @@ _Result = TypeVar("_Result")
 
 
 @contextlib.contextmanager
-def deterministic_scheduling(seed: int) -> Iterator[None]:
+def deterministic_scheduling(seed: int) -> Generator[None]:
     """Let Trio decide the order of tasks by `seed` inside the block, which must be around `trio.run`, not within it."""
     # The two names that the Hypothesis plugin of Trio sets; Trio has no public ones for it.
-    scheduler: Any = trio._core._run
+    scheduler: Any = trio._core._run  # pyright: ignore[reportPrivateUsage]
     allowed, state = scheduler._ALLOW_DETERMINISTIC_SCHEDULING, scheduler._r.getstate()
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True
     scheduler._r.seed(seed)
@@ -32,7 +32,7 @@ def deterministic_scheduling(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _threads_in_place() -> Iterator[None]:
+def _threads_in_place() -> Generator[None]:
     """Do the work of worker threads in the loop: how long a thread takes is chance, and the clock would jump meanwhile."""
     original = trio.to_thread.run_sync
 

@@ -115,14 +115,15 @@ async def open_node_pair(
       transport: as for `open_node`.
       settings: any of `Config`; they apply to both.
     """
-    async with open_node(transport=transport, **{"hostname": "alpha", "public": True, **settings}) as alpha:
+    first: dict[str, Any] = {"hostname": "alpha", "public": True, **settings}
+    async with open_node(transport=transport, **first) as alpha:
         beacon = alpha.handle.beacon
         shared = {
             "registry": RegistryConfig(endpoint=alpha.handle.registry),
             "rendezvous": None,
             "beacon": () if beacon is None else (beacon,),
         }
-        second = {"hostname": "beta", "public": True, **settings, **shared}
+        second: dict[str, Any] = {"hostname": "beta", "public": True, **settings, **shared}
         async with open_node(network=alpha.network, transport=transport, **second) as beta:
             yield alpha, beta
 
@@ -182,7 +183,7 @@ async def open_node_network(
         async with contextlib.AsyncExitStack() as stack:
             nodes = []
             for host in hosts:
-                own = {"public": True, "hostname": host.name, "listen": any_port, **settings, **shared}
+                own: dict[str, Any] = {"public": True, "hostname": host.name, "listen": any_port, **settings, **shared}
                 nodes.append(await stack.enter_async_context(open_node(network=host, **own)))
             yield NodeNetwork(network, middle, hosts, nodes)
 
