@@ -14,7 +14,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-MEGABYTE: Final = 1 << 20
+MEGABYTE: Final = 1 << 20  # bytes; what the sizes of log files are counted in
 SUFFIX: Final = ".pilot"  # <log>.pilot.1.gz is the newest; the reference uses the same names
 
 

@@ -11,8 +11,8 @@ from typing import Any, Final, TextIO
 
 from pilot_trio.wire import canonical_json
 
-EXIT_FAILURE: Final = 1  # `spec/cli.md` §4.2
-EXIT_USAGE: Final = 2
+EXIT_FAILURE: Final = 1  # protocol, `spec/cli.md` §4.2
+EXIT_USAGE: Final = 2  # the same; the command line was not understood
 EXIT_INTERRUPTED: Final = 130  # what a shell reports for SIGINT
 
 _STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-MODULUS: Final = 1 << 32
+MODULUS: Final = 1 << 32  # sequence numbers; they wrap around after the last one
 _MASK: Final = MODULUS - 1
 _HALF: Final = 1 << 31
 
