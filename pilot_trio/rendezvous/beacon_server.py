@@ -1,18 +1,17 @@
 """The beacon: tells nodes where they appear from, and pokes those for whom something waits at the registry.
 
-`spec/tunnel.md` §14. One task reads the socket and answers each datagram in place; a second one sends postponed notifies.
-Nothing here waits for anybody: what cannot be sent at once is dropped and counted, as UDP would.
+`spec/tunnel.md` §14. One task reads the socket in batches and answers in place; frames to relay leave in one batch, in the
+order in which they came. Others send postponed notifies, and what the kernel had no room for. Nothing here waits for
+anybody: what cannot be sent is dropped and counted, as UDP would.
 
-Relaying and hole punching are not part of it: such messages are counted as `UNSUPPORTED` and ignored, which to a node looks
-like a beacon that does not know its peer.
+Gossip is ignored: this beacon has no peers, the directory beside it knows every node that there is.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
-from enum import Enum
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -21,9 +20,12 @@ import trio
 from pilot_trio.address import NodeId
 from pilot_trio.errors import DecodeError
 from pilot_trio.net.endpoint import Endpoint
-from pilot_trio.net.network import DatagramSocket
+from pilot_trio.net.network import Addr, DatagramSocket
 from pilot_trio.proto.limits import KeyedBuckets
+from pilot_trio.rendezvous.beacon_drops import Drop as Drop
 from pilot_trio.rendezvous.endpoint_table import EndpointTable, Noted, NotifySchedule
+from pilot_trio.rendezvous.punching import Punching
+from pilot_trio.rendezvous.relaying import RELAY, Relaying
 from pilot_trio.rendezvous.sources import source_of
 from pilot_trio.wire.beacon import (
     BeaconMessage,
@@ -32,7 +34,6 @@ from pilot_trio.wire.beacon import (
     Notify,
     NotifyKind,
     PunchRequest,
-    Relay,
     Sync,
     decode,
 )
@@ -45,14 +46,8 @@ DISCOVER_SOURCES: Final = 50_000  # source hosts whose rate is tracked, about 15
 _HANDSHAKE_WAITS: Final = Notify(NotifyKind.HANDSHAKE).encode()
 
 
-class Drop(Enum):
-    """Why a datagram, or an answer to one, went nowhere."""
-
-    MALFORMED = "malformed"
-    NOT_FOR_BEACONS = "not for beacons"  # a message that only beacons send
-    UNSUPPORTED = "unsupported"  # relay, punch, gossip
-    RATE_LIMITED = "rate limited"
-    UNSENT = "unsent"  # the socket did not take the answer
+def _everybody(_requester: NodeId, _target: NodeId) -> bool:
+    return True
 
 
 @attrs.frozen
@@ -65,6 +60,9 @@ class BeaconStatistics:
     strangers: int  # discovers of ids that the registry does not know; answered, not remembered
     notifies: int
     drops: Mapping[Drop, int]
+    relayed: int = 0  # frames
+    relayed_bytes: int = 0
+    punches: int = 0
 
 
 @attrs.define(eq=False)
@@ -74,10 +72,12 @@ class BeaconServer:
     Args:
       is_registered: whether the registry knows a node; others get an answer and leave no trace.
       is_unlimited: whether a source host is free of rate limits.
+      may_punch: whether the first node may learn the endpoint of the second, and neither hides its own.
     """
 
     is_registered: Callable[[NodeId], bool]
     is_unlimited: Callable[[str], bool]
+    may_punch: Callable[[NodeId, NodeId], bool] = _everybody
     table: EndpointTable = attrs.field(factory=EndpointTable)
     _schedule: NotifySchedule = attrs.field(factory=NotifySchedule, init=False)
     _postponed: trio.Event = attrs.field(factory=trio.Event, init=False)  # set when a notify was put off
@@ -90,6 +90,12 @@ class BeaconServer:
     _strangers: int = attrs.field(default=0, init=False)
     _notifies: int = attrs.field(default=0, init=False)
     _drops: Counter[Drop] = attrs.field(factory=Counter, init=False)
+    _relaying: Relaying = attrs.field(init=False)
+    _punching: Punching = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._relaying = Relaying(self.table, self.is_unlimited, self._drops)
+        self._punching = Punching(self.table, self.is_registered, self.may_punch, self.is_unlimited, self._drops)
 
     async def serve(self, socket: DatagramSocket) -> None:
         """Answer datagrams until cancelled; closes the socket then."""
@@ -97,8 +103,9 @@ class BeaconServer:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_postponed)
+                nursery.start_soon(socket.send_queued)
                 while True:
-                    self._handle_untrusted(*await socket.receive())
+                    self._receive(socket, await socket.receive_batch())
         finally:
             self._socket = None
             socket.close()
@@ -117,6 +124,9 @@ class BeaconServer:
     def statistics(self) -> BeaconStatistics:
         """Return the counters."""
         self.table.expire(trio.current_time())
+        sent = None if self._socket is None else self._socket.statistics()
+        if sent is not None:  # a socket with counters knows of what it lost later, too
+            self._drops[Drop.UNSENT] = max(self._drops[Drop.UNSENT], sent.dropped)
         return BeaconStatistics(
             endpoints=len(self.table),
             discovers=self._discovers,
@@ -124,7 +134,24 @@ class BeaconServer:
             strangers=self._strangers,
             notifies=self._notifies,
             drops={reason: self._drops[reason] for reason in Drop},
+            relayed=self._relaying.frames,
+            relayed_bytes=self._relaying.size,
+            punches=self._punching.punches,
         )
+
+    def _receive(self, socket: DatagramSocket, batch: Sequence[tuple[bytes, Addr]]) -> None:
+        """Handle a batch: frames to relay on a path of their own, for they are many."""
+        now = trio.current_time()
+        forward = self._relaying.forward
+        deliveries = []
+        for datagram, source in batch:
+            if datagram and datagram[0] == RELAY:
+                if (delivery := forward(datagram, source, now)) is not None:
+                    deliveries.append(delivery)
+            else:
+                self._handle_untrusted(datagram, Endpoint(*source))
+        if deliveries:
+            socket.send_batch(deliveries)
 
     def _handle_untrusted(self, datagram: bytes, source: Endpoint) -> None:
         """Handle one datagram. Whatever is in it, the next one is handled too."""
@@ -141,7 +168,10 @@ class BeaconServer:
     def _handle(self, message: BeaconMessage, source: Endpoint) -> None:
         if isinstance(message, Discover):
             self._on_discover(message, source)
-        elif isinstance(message, Relay | PunchRequest | Sync):
+        elif isinstance(message, PunchRequest):
+            for command, to in self._punching.commands(message, source, trio.current_time()):
+                self._send(command, to)
+        elif isinstance(message, Sync):
             self._drops[Drop.UNSUPPORTED] += 1
         else:
             self._drops[Drop.NOT_FOR_BEACONS] += 1
@@ -154,7 +184,7 @@ class BeaconServer:
         self._discovers += 1
         # Id 0 is a node that is about to register and asks for its address only.
         if message.node and self.is_registered(message.node):
-            if self.table.note(message.node, source, now) is Noted.TOO_SOON:
+            if self.table.note(message.node, source, now, multi=message.multi) is Noted.TOO_SOON:
                 self._moves_refused += 1
         elif message.node:
             self._strangers += 1

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterable
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 import attrs
 
@@ -36,10 +37,23 @@ class Noted(Enum):
 
 
 @attrs.define
-class _Entry:
+class Entry:
+    """What is known of a node."""
+
     endpoint: Endpoint
     seen_at: float
     moved_at: float
+    multi: bool = False  # wants relayed frames with their destination
+    moved_at_once_at: float = -math.inf
+
+
+class Row(NamedTuple):
+    """One node as it is stored."""
+
+    node: int
+    endpoint: Endpoint
+    age: float  # seconds since it was heard of
+    multi: bool
 
 
 @attrs.define(eq=False)
@@ -48,21 +62,19 @@ class EndpointTable:
 
     max_nodes: int = NODES_MAX
     evicted: int = attrs.field(default=0, init=False)  # entries dropped for room
-    _entries: OrderedDict[NodeId, _Entry] = attrs.field(factory=OrderedDict, init=False)
+    changes: int = attrs.field(default=0, init=False)  # claims taken so far
+    _entries: OrderedDict[NodeId, Entry] = attrs.field(factory=OrderedDict, init=False)
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def note(self, node: NodeId, endpoint: Endpoint, now: float) -> Noted:
-        """Take a claim that `node` is at `endpoint`."""
+    def note(self, node: NodeId, endpoint: Endpoint, now: float, *, multi: bool = False) -> Noted:
+        """Take a claim that `node` is at `endpoint`, and how it wants its frames."""
         self.expire(now)
         entry = self._entries.get(node)
         if entry is None:
-            if len(self._entries) >= self.max_nodes:
-                self._entries.popitem(last=False)
-                self.evicted += 1
             # A first claim may be replaced at once: it says nothing about who came first.
-            self._entries[node] = _Entry(endpoint, now, -math.inf)
+            self._add(node, Entry(endpoint, now, -math.inf, multi))
             return Noted.NEW
         if entry.endpoint == endpoint:
             noted = Noted.REFRESHED
@@ -72,15 +84,47 @@ class EndpointTable:
             noted = Noted.MOVED
             entry.endpoint, entry.moved_at = endpoint, now
         entry.seen_at = now
+        entry.multi = multi
+        self.changes += 1
         self._entries.move_to_end(node)
         return noted
 
-    def find(self, node: NodeId, now: float) -> Endpoint | None:
-        """Return where `node` was last seen, None if that is unknown or too long ago."""
+    def note_at_once(self, node: NodeId, endpoint: Endpoint, now: float) -> Noted:
+        """Take a claim that cannot wait, because somebody is about to send there: once per interval it wins at once."""
+        entry = self.entry(node, now)
+        if entry is not None and entry.endpoint != endpoint and now - entry.moved_at_once_at >= MOVE_INTERVAL:
+            entry.moved_at_once_at = now
+            entry.moved_at = -math.inf
+        return self.note(node, endpoint, now, multi=entry is not None and entry.multi)
+
+    def entry(self, node: NodeId, now: float) -> Entry | None:
+        """Return what is known of `node`, None if that is nothing or too old."""
         entry = self._entries.get(node)
         if entry is None or now - entry.seen_at >= ENTRY_TTL:
             return None
-        return entry.endpoint
+        return entry
+
+    def find(self, node: NodeId, now: float) -> Endpoint | None:
+        """Return where `node` was last seen, None if that is unknown or too long ago."""
+        entry = self.entry(node, now)
+        return None if entry is None else entry.endpoint
+
+    def rows(self, now: float) -> list[Row]:
+        """Return everything that `restore` needs, the node silent longest first."""
+        return [Row(node, entry.endpoint, now - entry.seen_at, entry.multi) for node, entry in self._entries.items()]
+
+    def restore(self, rows: Iterable[Row], now: float) -> None:
+        """Take rows that were stored, except nodes that are known already and rows past their time."""
+        for row in sorted(rows, key=lambda row: -row.age):
+            if row.age < ENTRY_TTL and NodeId(row.node) not in self._entries:
+                self._add(NodeId(row.node), Entry(row.endpoint, now - max(0.0, row.age), -math.inf, row.multi))
+
+    def _add(self, node: NodeId, entry: Entry) -> None:
+        if len(self._entries) >= self.max_nodes:
+            self._entries.popitem(last=False)
+            self.evicted += 1
+        self._entries[node] = entry
+        self.changes += 1
 
     def expire(self, now: float) -> None:
         """Forget entries past their time. Cheap: they are at the front."""

@@ -73,6 +73,9 @@ def _beacon_metrics(picture: Picture) -> Iterable[Metric]:
     yield CounterMetricFamily("pilot_beacon_moves_refused", "Endpoint changes that came too soon", beacon.moves_refused)
     yield CounterMetricFamily("pilot_beacon_strangers", "Discovers of unregistered nodes", beacon.strangers)
     yield CounterMetricFamily("pilot_beacon_notifies", "Notifies sent", beacon.notifies)
+    yield CounterMetricFamily("pilot_beacon_relayed_frames", "Frames passed on", beacon.relayed)
+    yield CounterMetricFamily("pilot_beacon_relayed_bytes", "Bytes of frames passed on", beacon.relayed_bytes)
+    yield CounterMetricFamily("pilot_beacon_punches", "Pairs of nodes told to punch", beacon.punches)
     yield _labelled(
         "pilot_beacon_drops", "Datagrams dropped", "reason", {key.value: n for key, n in beacon.drops.items()}
     )

@@ -25,6 +25,7 @@ from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.net.network import DatagramSocket, Network, StreamListener, SystemNetwork
 from pilot_trio.proto.directory import Directory, DirectorySettings
 from pilot_trio.rendezvous.beacon_server import BeaconServer
+from pilot_trio.rendezvous.endpoint_file import keep_endpoints, load_endpoints
 from pilot_trio.rendezvous.overview import Overview, RendezvousStatistics
 from pilot_trio.rendezvous.registrar import Registrar
 from pilot_trio.rendezvous.registry_server import RegistryServer
@@ -113,7 +114,10 @@ async def _serve(
 ) -> None:
     started_at = trio.current_time()
     is_unlimited = Privileged(settings.unlimited).contains
-    beacon = BeaconServer(directory.is_known, is_unlimited)
+    beacon = BeaconServer(directory.is_known, is_unlimited, directory.may_punch)
+    endpoints = None if settings.store is None or listeners.beacon is None else endpoints_path(settings.store)
+    if endpoints is not None:
+        await load_endpoints(beacon.table, endpoints, clock)
     registrar = Registrar(directory, store, beacon.notify, clock)
     registry = RegistryServer(registrar, is_unlimited)
 
@@ -134,6 +138,8 @@ async def _serve(
                 nursery.start_soon(registry.serve, listeners.tls, tls.context)
             if listeners.beacon is not None:
                 nursery.start_soon(beacon.serve, listeners.beacon)
+            if endpoints is not None:
+                nursery.start_soon(keep_endpoints, beacon.table, endpoints, clock)
             nursery.start_soon(registrar.keep_house)
             url = ""
             if settings.http is not None:
@@ -176,6 +182,11 @@ async def _load_tls(settings: RendezvousConfig) -> ServerTLS | None:
 def certificate_path(store: Path) -> Path:
     """Return where the generated certificate of a rendezvous with this store is kept."""
     return store.with_name(store.name + ".tls.pem")
+
+
+def endpoints_path(store: Path) -> Path:
+    """Return where the beacon of a rendezvous with this store keeps what it knows of nodes."""
+    return store.with_name(store.name + ".endpoints")
 
 
 def _advertised(beacon: DatagramSocket | None) -> str:

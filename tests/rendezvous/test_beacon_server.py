@@ -142,15 +142,17 @@ async def test_what_is_not_a_beacons_business_is_dropped_and_counted(autojump_cl
             (b"PILS" + bytes(60), Drop.MALFORMED),
             (DiscoverReply("127.0.0.1", 1).encode(), Drop.NOT_FOR_BEACONS),
             (POKE, Drop.NOT_FOR_BEACONS),
-            (Relay(ONE, two, b"frame").encode(), Drop.UNSUPPORTED),
-            (PunchRequest(ONE, two).encode(), Drop.UNSUPPORTED),
+            (Relay(ONE, two, b"frame").encode()[:8], Drop.MALFORMED),
+            (Relay(ONE, two, b"frame").encode(), Drop.UNKNOWN_TARGET),
+            (PunchRequest(ONE, two).encode(), Drop.UNKNOWN_TARGET),
+            (PunchRequest(NodeId(77), ONE).encode(), Drop.PUNCH_REFUSED),
             (Sync(1, (ONE,)).encode(), Drop.UNSUPPORTED),
         ):
             before = beacon.statistics().drops[drop]
             node.send_nowait(datagram, at)
             await discover(node, at, Discover(ONE))  # still served, and the drop has happened before it
             assert beacon.statistics().drops[drop] == before + 1
-        assert sum(beacon.statistics().drops.values()) == 9
+        assert sum(beacon.statistics().drops.values()) == 11
 
 
 async def test_a_source_over_its_rate_is_not_answered(autojump_clock: trio.testing.MockClock) -> None:

@@ -193,6 +193,14 @@ class Directory:
         """Say whether a node is registered and not reaped."""
         return node_id in self._tables.nodes
 
+    def may_punch(self, requester: int, target: int) -> bool:
+        """Say whether `requester` may learn where `target` is, by the rule of `resolve`, and neither hides its endpoint."""
+        tables = self._tables
+        one, other = tables.nodes.get(NodeId(requester)), tables.nodes.get(NodeId(target))
+        if one is None or other is None or one.relay_only or other.relay_only:
+            return False
+        return other.public or tables.related(requester, target)
+
     def counts(self) -> Counts:
         """Return sizes. Looks at every node."""
         tables = self._tables
