@@ -1,7 +1,7 @@
 """What all streams to one peer may have in flight together.
 
 Each stream's own window allows for what its path holds, plus a burst. Bursts of many streams add up in the one socket
-buffer in front of the peer, whose default of 212,992 bytes holds little more than a hundred datagrams. So the bursts are
+buffer in front of the peer, whose default of 212,992 bytes holds less than a hundred datagrams. So the bursts are
 shared: together the streams may exceed what their paths hold by `PEER_BURST`.
 """
 
@@ -11,10 +11,8 @@ from typing import Final
 
 from pilot_trio.proto.stream.settings import SEGMENT
 
-PEER_BURST: Final = 128 * SEGMENT  # bytes beyond what the paths hold; about one default socket buffer
-STREAM_SHARE: Final = (
-    2 * SEGMENT
-)  # bytes that each stream may have in flight whatever the others do, so that none starves
+PEER_BURST: Final = 80 * SEGMENT  # bytes beyond what the paths hold; a default socket buffer holds 92 such datagrams
+STREAM_SHARE: Final = 2 * SEGMENT  # bytes that each stream may have in flight whatever others do: none starves
 
 
 class Budget:

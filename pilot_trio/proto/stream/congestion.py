@@ -29,7 +29,10 @@ PROBE_GAINS: Final = (1.25, 0.75, *6 * (1.0,))  # of the rate, a round trip each
 RATE_ROUNDS: Final = 10  # round trips over which the best delivery rate counts
 FULL_GROWTH: Final = 1.25  # growth of the rate below which the path is taken for full
 FULL_ROUNDS: Final = 3  # round trips without that growth that end the start-up
-LOSS_TOO_HIGH: Final = 0.15  # share of a round trip's segments; random loss is below, an overrun buffer above
+LOSS_TOO_HIGH: Final = 0.2  # share of the segments judged together; random loss is below, an overrun buffer above
+LOSS_QUEUED: Final = 0.02  # the same while the round trip is longer than it has to be: then it is likely a full buffer
+QUEUED: Final = 1.25  # times the shortest round trip from which there is a queue
+LOSS_SAMPLE: Final = 40  # segments judged together at least; a share of fewer says little
 LOSS_BACKOFF: Final = 0.7  # what is left of the estimated rate after a round trip above it
 BURST: Final = 48 * SEGMENT  # bytes that may leave at once: one batch of datagrams; smaller bursts cost wake-ups
 ROUND_MIN: Final = 0.001  # seconds; the shortest round trip believed, timers being no finer
@@ -64,7 +67,7 @@ class Congestion:
         self._delivered_at = self._first_sent_at = now
         self._best_rates: deque[tuple[int, float]] = deque()  # (round, bytes/s), rates falling
         self._round = self._round_end = 0  # round trips, and the delivered count that ends the current one
-        self._round_sent = self._round_lost = 0
+        self._round_sent = self._round_lost = 0  # segments, since they were last judged
         self._full_rate = 0.0
         self._full_rounds = 0
         self._probe_index = 0
@@ -114,7 +117,7 @@ class Congestion:
         self._delivered_at = now
         self._first_sent_at = newest.sent_at
         if newest.delivered >= self._round_end:
-            self._end_round(app_limited=newest.app_limited)
+            self._end_round(rtt, app_limited=newest.app_limited)
         interval = max(newest.sent_at - newest.first_sent_at, now - newest.delivered_at)
         if interval > 0:
             self._note_rate((self._delivered - newest.delivered) / interval, app_limited=newest.app_limited)
@@ -142,7 +145,8 @@ class Congestion:
         target = int(window_gain * capacity) + BURST
         grown = self.cwnd * 2 if self.phase is Phase.STARTUP else self.cwnd + SEGMENT * 8
         self.cwnd = max(CWND_MIN, min(CWND_MAX, target, max(grown, CWND_INITIAL)))
-        self.held_by_path = min(self.cwnd, int(window_gain * self.rate * rtt.min_rtt))
+        # What is out on a path of microseconds is in a socket's buffer, whatever the product of rate and time says.
+        self.held_by_path = 0 if rtt.min_rtt < PACED_FROM else min(self.cwnd, int(window_gain * capacity))
 
     def _gains(self, in_flight: int, capacity: float, round_trip: float, now: float) -> tuple[float, float]:
         """Advance the phase; return the gains of pacing rate and window."""
@@ -161,16 +165,18 @@ class Congestion:
         # Giving back includes what piled up before: else streams that share a path learn its length with all their queues.
         return gain, CWND_GAIN if gain >= 1 else 1.0
 
-    def _end_round(self, *, app_limited: bool) -> None:
+    def _end_round(self, rtt: RttEstimator, *, app_limited: bool) -> None:
         self._round += 1
         self._round_end = self._delivered
         if self.rate >= self._full_rate * FULL_GROWTH:
             self._full_rate, self._full_rounds = self.rate, 0
         elif not app_limited:
             self._full_rounds += 1
-        if self._round_sent >= 20 and self._round_lost > LOSS_TOO_HIGH * self._round_sent:
-            self._slow_down()
-        self._round_sent = self._round_lost = 0
+        if self._round_sent >= LOSS_SAMPLE:
+            queued = rtt.srtt > QUEUED * max(rtt.min_rtt, ROUND_MIN)
+            if self._round_lost > (LOSS_QUEUED if queued else LOSS_TOO_HIGH) * self._round_sent:
+                self._slow_down()
+            self._round_sent = self._round_lost = 0
 
     def _slow_down(self) -> None:
         reduced = self.rate * LOSS_BACKOFF

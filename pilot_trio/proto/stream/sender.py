@@ -123,7 +123,7 @@ class Sender:
         elif bare and self.queue and not window_changed:
             self.duplicate_acks += 1
         if blocks:
-            arrived += self._take_report(blocks)
+            arrived += self._take_report(blocks, now)
         if arrived or advanced:
             self._on_progress(arrived, now)
         elif reopened and (head := self.queue.head) is not None:
@@ -148,7 +148,7 @@ class Sender:
         if was_shut or not window:
             self._arm_retransmission(now)
 
-    def _take_report(self, blocks: list[Block]) -> list[Segment]:
+    def _take_report(self, blocks: list[Block], now: float) -> list[Segment]:
         spans = []
         for left, right in blocks:
             begin, end = self.position_of(left), self.position_of(right)
@@ -157,7 +157,11 @@ class Sender:
         # A reference peer names its four highest ranges, whatever else it holds; our own kind names all that grew.
         blind = self.peer_is_reference and len(spans) == BLOCKS_MAX
         self._blind_below = min(span[0] for span in spans) if blind else 0
-        return self.queue.selectively_acknowledge(spans)
+        marked = self.queue.selectively_acknowledge(spans)
+        if marked and marked[-1].transmissions == 1:
+            # While there are gaps, hardly a cumulative acknowledgment covers nothing that was sent twice.
+            self.rtt.on_sample(max(0.0, now - marked[-1].sent_at), now)
+        return marked
 
     def _on_progress(self, arrived: list[Segment], now: float) -> None:
         # Only progress restarts the timers: a peer that sends data of its own repeats an old acknowledgment for ever.
