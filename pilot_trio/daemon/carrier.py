@@ -271,6 +271,24 @@ class TunnelCarrier(Carrier):
         else:
             self._ask_then(node, -1, lambda: self._deliver(packet), "datagram.rejected", packet)
 
+    def forget_streams(self, node: int) -> None:
+        """End the streams to a node whose process is a new one: it knows nothing of them, and nothing will come of them.
+
+        A dial under way goes on, as its SYN is repeated anyway. Nothing is sent: a reset could meet a stream of the new
+        process, which begins with the same ports and numbers (§2).
+        """
+        over = [
+            connection
+            for connection in self._connections.values()
+            if connection.remote.address.node == node and connection.state is not ConnState.SYN_SENT
+        ]
+        with self._batch():
+            for connection in over:
+                local, remote = connection.local, connection.remote
+                reset = Packet(RST, STREAM, remote.address, local.address, remote.port, local.port)
+                connection.receive_packet(reset)
+                self._touched[connection] = None
+
     # --- admission (§3.3) --------------------------------------------------------------------------------------------
 
     def _on_syn(self, node: int, packet: Packet) -> None:

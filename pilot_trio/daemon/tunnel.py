@@ -103,6 +103,7 @@ class Tunnel:
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
         settings = settings or TunnelSettings()
+        self._encrypt = settings.encrypt
         self._socket = sock
         self._state = state
         self._resolver = resolver
@@ -129,6 +130,8 @@ class Tunnel:
         """Gets the packets of one receive batch that are neither control nor upkeep, with the nodes that sealed them."""
         self.on_session: Callable[[int], None] = _ignore
         """Called for every established session, and again when the peer shows its key anew."""
+        self.on_restart: Callable[[int], None] = _ignore
+        """Called when a peer has proven to be a new process: nothing that was open to it is known there any more."""
         self.on_beacon: Callable[[bytes, Endpoint], None] = _ignore_beacon
         """Gets what beacons say to the node itself; the caller of it must check the source."""
         state.tunnel_source = self.count
@@ -138,6 +141,10 @@ class Tunnel:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Receive, ask, repeat and keep alive until cancelled."""
+        if self._encrypt:
+            _log.info("tunnel encryption enabled", extra={"kv": {"scheme": "X25519+AES-256-GCM"}})
+        else:
+            _log.warning("tunnel encryption is disabled — all connections will send plaintext", extra={"kv": {}})
         async with trio.open_nursery() as nursery:
             await nursery.start(self._lookups.run)
             nursery.start_soon(self.timers.run)
@@ -164,7 +171,9 @@ class Tunnel:
     def _receive(self, batch: Sequence[tuple[bytes, Addr]]) -> None:
         with self._turn:
             self._take_on_identity()
-            self._hand_up(self._machine.receive_datagrams(batch, trio.current_time()))
+            received = self._machine.receive_datagrams(batch, trio.current_time())
+            self._follow_events()  # first: a peer that has restarted may dial in the same batch
+            self._hand_up(received)
 
     def _hand_up(self, received: list[Received]) -> None:
         """Answer control packets; deliver the rest."""
@@ -195,13 +204,15 @@ class Tunnel:
 
     def _settle(self) -> None:
         """Follow every turn: send, act on what the machine says and on what comes of that, arm the timer."""
-        machine = self._machine
         self._stale = True
         self.flush()
-        while (event := machine.next_event()) is not None:
+        self._follow_events()
+        self._timer.arm(self._machine.next_deadline())
+
+    def _follow_events(self) -> None:
+        while (event := self._machine.next_event()) is not None:
             self._act(event)
             self.flush()
-        self._timer.arm(machine.next_deadline())
 
     def _act(self, event: events.Event) -> None:
         if isinstance(event, events.BeaconSaid):
@@ -210,6 +221,9 @@ class Tunnel:
             self._lookups.key(event.node)
         elif isinstance(event, events.RouteNeeded):
             self._lookups.route(event.node)
+        elif isinstance(event, events.Restarted):
+            _log.info("peer has restarted", extra={"kv": {"peer_node_id": event.node}})
+            self.on_restart(event.node)
         else:
             if isinstance(event, events.PathSuspect):
                 self._resolver.forget(event.node)  # where it was is not where it answers; ask anew
@@ -217,6 +231,13 @@ class Tunnel:
             if isinstance(event, events.Established | events.SameSession):
                 self._wake(event.node)
                 self.on_session(event.node)
+            if isinstance(event, events.Established) and event.rekeyed:
+                self._ask_for_proof(event.node)
+
+    def _ask_for_proof(self, node: int) -> None:
+        """Have the new key used: a peer that has restarted knows nothing of our streams and would not say a word."""
+        with contextlib.suppress(TunnelError):
+            self._machine.send(node, ping(self._state.node_id, node, 0, 0, b"restart"), trio.current_time())
 
     def _wake(self, node: int) -> None:
         waiting = self._waiting.get(node)

@@ -211,6 +211,33 @@ async def test_a_restarted_peer_that_dials_from_the_same_port_replaces_the_old_s
         assert accepted is not None
 
 
+async def test_streams_of_a_restarted_peer_end_without_a_packet_and_its_ports_are_free(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        stream, accepted = await pair(one, two)
+        await stream.send_all(b"hello")
+        assert await accepted.receive_some() == b"hello"
+        wire.sent.clear()
+        two.carrier.forget_streams(1)
+        with pytest.raises(trio.BrokenResourceError):
+            await accepted.receive_some()
+        assert wire.sent == []
+        syn = Packet(SYN, STREAM, one.address, two.address, stream.local.port, 5000, window=512)
+        two.carrier.receive([(1, syn)])
+        await trio.sleep(0.1)
+        answer = next(packet for source, packet in wire.sent if source == 2)
+        assert (answer.flags, answer.ack) == (SYN | ACK, 1)
+
+
+async def test_a_dial_goes_on_when_its_peer_turns_out_to_have_restarted(autojump_clock: Clock) -> None:
+    async with joined(delay=0.05) as (one, two, _):
+        listen(two.streams, 5000, "server")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(open_stream, one.streams, two.address, 5000, "client")
+            await trio.sleep(0.01)
+            one.carrier.forget_streams(2)
+        assert [row["state"] for row in one.streams.rows()] == ["ESTABLISHED"]
+
+
 @pytest.mark.parametrize("flags", [ACK, FIN, RST, FIN | ACK, SYN | ACK, 0])
 async def test_packets_of_unknown_streams_get_no_answer(flags: int, autojump_clock: Clock) -> None:
     async with joined() as (one, two, wire):

@@ -284,6 +284,22 @@ async def test_rekey_is_said_as_such(autojump_clock: MockClock, caplog: pytest.L
         assert one.hooked == [3, 3]
 
 
+async def test_a_restart_is_told_once_and_before_what_the_new_process_says(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        one, two = await world.start(1), await world.start(2)
+        told: list[object] = []
+        two.tunnel.on_restart = told.append
+        two.tunnel.deliver = told.append
+        await one.tunnel.ensure(2)
+        await one.tunnel.wait_for_session(2)
+        await one.tunnel.ping(2)
+        again = await world.start(1)
+        await again.tunnel.ensure(2)
+        await again.tunnel.wait_for_session(2)
+        await again.tunnel.ping(2)
+        assert told == [1]
+
+
 async def test_only_a_trusted_peer_is_named_in_the_event(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         one = await world.start(1, TunnelSettings(is_trusted=lambda node: node == 3))

@@ -69,6 +69,13 @@ class Established(Event):
 
 
 @attrs.frozen
+class Restarted(Event):
+    """A packet was opened under another X25519 key than before: the peer is a new process, and its streams are gone (§2.3)."""
+
+    node: int
+
+
+@attrs.frozen
 class SameSession(Event):
     """The peer repeated its key frame later than the debounce: published and hooked, logged at debug only."""
 

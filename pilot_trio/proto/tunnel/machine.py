@@ -29,6 +29,7 @@ from pilot_trio.proto.tunnel.events import (
     PeerAdded,
     Refused,
     RelayCleared,
+    Restarted,
     RouteNeeded,
     SessionDropped,
 )
@@ -345,6 +346,8 @@ class TunnelMachine:
         peer.exchange = None
         route = peer.route
         route.misses = 0
+        if session.peer_x25519 is not peer.proven_x25519:
+            self._note_key(peer, session.peer_x25519)
         if relayed or route.relay or route.address != source or peer.probes or peer.cooldown_until > now:
             self._note_life(peer, source, now, newest=newest, relayed=relayed)
         else:
@@ -370,6 +373,12 @@ class TunnelMachine:
         if not relayed and peer.route.arrived_directly(source, now, newest=newest):
             self._core.leave_relay(peer)
             self._core.events.append(RelayCleared(peer.node))
+
+    def _note_key(self, peer: Peer, key: bytes) -> None:
+        """A key frame of an earlier process can be replayed; a packet that its key opens cannot be made. So this is proof."""
+        if peer.proven_x25519 not in (b"", key):
+            self._core.events.append(Restarted(peer.node))
+        peer.proven_x25519 = key
 
     def _without_session(
         self, peer: Peer | None, node: int, data: bytes, source: Addr, now: float, *, relayed: bool

@@ -48,6 +48,7 @@ class Peer:
     installed_at: float = -inf
     installed_frame: bytes = b""  # the key frame that was verified last; its copy needs no second look
     installed_by_relay: bool = False
+    proven_x25519: bytes = b""  # key of the last session that has opened a packet; another one means a new process
     stale_reply_at: float = -inf
     rekey_at: float = -inf  # last key request
     teardown_at: float = -inf

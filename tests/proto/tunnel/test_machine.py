@@ -24,6 +24,7 @@ from pilot_trio.proto.tunnel.events import (
     Refused,
     RelayActivated,
     RelayCleared,
+    Restarted,
     Salvaged,
     SameSession,
     SessionDropped,
@@ -117,6 +118,7 @@ def test_a_repeated_key_frame_after_the_debounce_is_one_event_and_changes_nothin
 def test_another_key_right_after_the_first_is_a_full_rekey_and_is_answered() -> None:
     net = Net()
     net.connect()
+    net.send(1, 2)
     net.now += 0.001
     net[1].restart()
     net.sent.clear()
@@ -126,6 +128,24 @@ def test_another_key_right_after_the_first_is_a_full_rekey_and_is_answered() -> 
     assert net[1].machine.has_session(2)
     net.send(2, 1)
     assert net.payloads(1) == [b"hello"]
+    assert net[2].of(Restarted) == []
+    net.send(1, 2)
+    assert [event.node for event in net[2].of(Restarted)] == [1]  # type: ignore[attr-defined]
+
+
+def test_a_key_frame_alone_does_not_prove_that_a_peer_has_restarted() -> None:
+    net = Net()
+    net.connect()
+    net.send(1, 2)
+    net.now += 10
+    net[1].restart()
+    net[1].machine.ensure(2, net.now)
+    net.pump()
+    assert [event.rekeyed for event in net[2].of(Established)] == [False, True]  # type: ignore[attr-defined]
+    assert net[2].of(Restarted) == []
+    net.send(1, 2)
+    net.send(1, 2)
+    assert len(net[2].of(Restarted)) == 1
 
 
 def test_a_silent_peers_known_key_frame_is_answered_once_a_second() -> None:
@@ -560,7 +580,7 @@ def test_a_rotated_key_is_accepted_once_the_registry_has_it() -> None:
 
 def test_strict_trust_drops_strangers_before_any_work() -> None:
     net = Net()
-    net[2].settings.strict_trust = True
+    net[2].settings.admits = lambda node: False
     net[1].machine.ensure(2, net.now)
     net.pump()
     assert not net[2].of(KeyNeeded)
