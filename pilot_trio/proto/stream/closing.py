@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from pilot_trio.proto.stream.rtt import RTO_MAX
-from pilot_trio.proto.stream.settings import FIN_HOLD, FIN_LINGER, FIN_RETRIES, LINGER_BLOCKED_MAX
+from pilot_trio.proto.stream.settings import FIN_HOLD, FIN_INTERVAL_MAX, FIN_LINGER, FIN_RETRIES, LINGER_BLOCKED_MAX
 
 
 class Closing:
@@ -79,7 +78,7 @@ class Closing:
         if self._transmissions > FIN_RETRIES:
             return False
         self._transmissions += 1
-        self._interval = min(RTO_MAX, self._interval * 2)
+        self._interval = min(FIN_INTERVAL_MAX, self._interval * 2)
         self.repeat_at = now + self._interval
         return True
 

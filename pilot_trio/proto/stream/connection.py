@@ -147,11 +147,8 @@ class Connection:
         if self.state is State.SYN_SENT:
             self._finish(Event.CLOSED)
         elif self.state is State.ESTABLISHED:
-            self.state = State.FIN_WAIT
-            self._sender.outgoing.push()
             self._receiver.close()
-            self._liveness.check_at = inf
-            self._closing.start(now, linger)
+            self._start_closing(now, linger)
         elif self.state is State.FIN_WAIT and not self._closing.fin_is_out:
             self._closing.start(now, linger)
 
@@ -410,10 +407,18 @@ class Connection:
             self._receiver.owe()
         elif verdict is not Verdict.ALIVE:
             self._events.append(Event.IDLE_TIMEOUT if verdict is Verdict.IDLE else Event.DEAD_PEER)
-            self.close(now)
+            self._start_closing(now, FIN_LINGER)  # what arrived is still the user's to read
             self._end_receiving()
 
     # --- endings -----------------------------------------------------------------------------------------------------
+
+    def _start_closing(self, now: float, linger: float) -> None:
+        self.state = State.FIN_WAIT
+        self._sender.outgoing.push()
+        self._receiver.ack_at = inf
+        self._liveness.check_at = inf
+        self._closing.start(now, linger)
+        self._wake_writer()
 
     def _abandon(self) -> None:
         self._events.append(Event.ABANDONED)

@@ -80,4 +80,3 @@ class Receiver:
         """Discard what is there and what comes: nobody will read it."""
         self.is_open = False
         self.data.discard()
-        self.ack_at = inf

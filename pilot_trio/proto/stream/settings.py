@@ -39,7 +39,8 @@ PROBE_FIRST: Final = 0.5  # seconds until a closed window is probed with real da
 PROBE_MAX: Final = 8.0  # seconds; each probe stalls a full reference peer for one second, hence the backoff
 PROBE_ANSWER_GAP: Final = 5.0  # seconds of quiet before a keepalive probe gets an answer; no answer is ever answered
 LINGER_BLOCKED_MAX: Final = 120.0  # seconds that a FIN waits for a peer that answers but has no room for the data
-FIN_RETRIES: Final = 4  # times an unanswered FIN is sent again; then the peer has gone, or has answered and forgotten
+FIN_INTERVAL_MAX: Final = 2.0  # seconds between repetitions of an unanswered FIN
+FIN_RETRIES: Final = 6  # times an unanswered FIN is sent again; then the peer has gone, or has answered and forgotten
 
 
 @attrs.frozen

@@ -45,6 +45,7 @@ class Link:
         self.alter: Callable[[Packet], Packet] = lambda packet: packet
         self.sent: list[tuple[float, int, Packet]] = []
         self.keep_sent = False
+        self.wake_every = inf  # seconds after which `step` returns though nothing happened: users act unprovoked
         self._heap: list[tuple[float, int, int, Packet]] = []
         self._order = itertools.count()
         self._busy_until = [0.0, 0.0]
@@ -92,7 +93,7 @@ class Link:
     def step(self) -> bool:
         """Advance to the next thing that happens; False if nothing will."""
         deadlines = [end.next_deadline() for end in self.ends if end is not None]
-        at = min([self._heap[0][0] if self._heap else inf, *deadlines])
+        at = min([self._heap[0][0] if self._heap else inf, self.now + self.wake_every, *deadlines])
         if at == inf:
             return False
         self.now = max(self.now, at)

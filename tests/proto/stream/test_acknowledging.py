@@ -192,6 +192,16 @@ def test_a_silent_peer_is_probed_three_times_and_closed_with_a_fin() -> None:
     script.happened(Event.DEAD_PEER, Event.END_OF_STREAM)
 
 
+def test_what_arrived_before_a_peer_died_can_still_be_read() -> None:
+    script = established()
+    script.gets("ACK 1 1 512 +10")
+    script.until(110.0)
+    assert script.events[1] is Event.DEAD_PEER
+    assert script.reads() == bytes(10)
+    script.until(200.0)
+    assert script.events[-1] is Event.CLOSED
+
+
 def test_any_answer_stops_the_probes() -> None:
     script = established()
     script.sends_until(76.0, (60.0, "ACK 1 1 4096"), (75.0, "ACK 1 1 4096"))
