@@ -58,6 +58,10 @@ def _ids(value: Iterable[int]) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _whitelist(value: Iterable[int] | None) -> frozenset[int] | None:
+    return None if value is None else frozenset(value)
+
+
 def _path(value: Path | str) -> Path:
     return Path(value).expanduser()
 
@@ -179,6 +183,22 @@ class StreamLimits:
 
 
 @attrs.frozen(kw_only=True)
+class TunnelConfig:
+    """Who may have a tunnel, and who is spared its rate limits (`spec/tunnel.md` §7.9). A whitelist of None names all."""
+
+    strict_trust: bool = attrs.field(default=False, validator=_flag)
+    """While the node is private, agree on keys with trusted nodes only."""
+    syn_whitelist: frozenset[int] | None = attrs.field(default=frozenset(), converter=_whitelist)
+    """Nodes whose stream openings are not limited."""
+    reply_whitelist: frozenset[int] | None = attrs.field(default=frozenset(), converter=_whitelist)
+    """Nodes whose repeated key frames are answered however often they come."""
+    rekey_whitelist: frozenset[int] | None = attrs.field(default=frozenset(), converter=_whitelist)
+    """Nodes whose undecryptable packets are answered however often they come."""
+    path_watch: bool = attrs.field(default=True, validator=_flag)
+    """Probe the path to a peer that has fallen silent, and find it anew if that is not answered."""
+
+
+@attrs.frozen(kw_only=True)
 class TrustConfig:
     """Whom the node trusts without asking (`spec/services.md` §1)."""
 
@@ -237,6 +257,7 @@ class Config:
     """Networks to join at start; needs `admin_token`."""
     services: ServicesConfig = attrs.field(factory=ServicesConfig)
     streams: StreamLimits = attrs.field(factory=StreamLimits)
+    tunnel: TunnelConfig = attrs.field(factory=TunnelConfig)
     trust: TrustConfig = attrs.field(factory=TrustConfig)
     webhook: WebhookConfig = attrs.field(factory=WebhookConfig)
     keepalive: float = attrs.field(default=KEEPALIVE, validator=_seconds(KEEPALIVE_MIN))

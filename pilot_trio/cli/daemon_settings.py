@@ -20,6 +20,7 @@ from pilot_trio.config import (
     ServicesConfig,
     StreamLimits,
     TrustConfig,
+    TunnelConfig,
     WebhookConfig,
 )
 from pilot_trio.errors import ConfigError
@@ -128,12 +129,27 @@ def to_config(settings: Settings, home: Path) -> tuple[Config, tuple[Note, ...]]
             max_conns_total=settings.number("max-conns-total"),
             syn_rate_limit=settings.number("syn-rate-limit"),
         ),
+        tunnel=TunnelConfig(
+            strict_trust=settings.is_on("strict-dataplane-trust"),
+            syn_whitelist=_whitelist(settings.text("syn-whitelist")),
+            reply_whitelist=_whitelist(settings.text("reply-whitelist")),
+            rekey_whitelist=_whitelist(settings.text("rekey-whitelist")),
+            path_watch=not settings.is_on("no-path-watch"),
+        ),
         trust=TrustConfig(auto_approve=settings.is_on("trust-auto-approve")),
         webhook=WebhookConfig(url=settings.text("webhook"), secret=settings.text("webhook-secret")),
         keepalive=keepalive,
         encrypt=settings.is_on("encrypt"),
     )
     return config, notes
+
+
+def _whitelist(text: str) -> frozenset[int] | None:
+    """Read node ids; `*` or `all` is everybody. What is no id names nobody, as for the reference (`spec/tunnel.md` §7.9)."""
+    words = _words(text)
+    if "*" in words or "all" in words:
+        return None
+    return frozenset(int(word) for word in words if word.isascii() and word.isdigit() and int(word))
 
 
 def _read_file(given: Mapping[str, Value], home: Path, notes: list[Note]) -> tuple[Path | None, dict[str, Value]]:

@@ -139,7 +139,13 @@ class Node:
             network=network,
             bus=self.events,
             settings=TunnelSettings(
-                encrypt=config.encrypt, relay_only=config.relay_only, is_trusted=self.trust.is_trusted
+                encrypt=config.encrypt,
+                relay_only=config.relay_only,
+                path_watch=config.tunnel.path_watch,
+                admits=self._admits_key_of,
+                is_trusted=self.trust.is_trusted,
+                reply_whitelist=config.tunnel.reply_whitelist,
+                rekey_whitelist=config.tunnel.rekey_whitelist,
             ),
         )
         self.carrier: Final = TunnelCarrier(
@@ -152,11 +158,13 @@ class Node:
             check_trust=self.resolver.check_trust,
             limits=config.streams,
             events=self.events,
+            syn_whitelist=config.tunnel.syn_whitelist,
         )
         self.streams: Final = StreamTable(
             self.state, self.ports, self.carrier, limits=config.streams, events=self.events
         )
         self.tunnel.deliver = self.carrier.receive
+        self.tunnel.on_restart = self.carrier.forget_streams
         self.beacon: Final = BeaconClient(
             network=network,
             link=self.tunnel,
@@ -294,6 +302,10 @@ class Node:
 
     async def _receive_handshake(self, message: HandshakeMessage, stream: OverlayStream) -> None:
         await self.trust.receive(message, stream.remote.address.node)
+
+    def _admits_key_of(self, node: int) -> bool:
+        """Say whether a node may have a tunnel (`spec/tunnel.md` §7.9)."""
+        return not self.config.tunnel.strict_trust or self.state.public or self.trust.is_trusted(node)
 
     def _admits(self, stream: OverlayStream) -> bool:
         """Say whether a peer may use the echo: everybody's on a public node, else trusted ones' (`spec/services.md` §2)."""

@@ -154,7 +154,7 @@ class KeyExchanges:
             core.drop(Drop.KEY_FRAME_RATE)
         elif node == core.node_id or node == 0:
             core.drop(Drop.OWN_NODE)
-        elif core.settings.strict_trust and not core.settings.is_trusted(node):
+        elif not core.settings.admits(node):
             core.drop(Drop.UNTRUSTED)
         else:
             return True

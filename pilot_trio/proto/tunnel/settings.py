@@ -71,14 +71,19 @@ def _nobody(_: int) -> bool:
     return False
 
 
+def _everybody(_: int) -> bool:
+    return True
+
+
 @attrs.define
 class TunnelSettings:
     """What an operator may change, and what the daemon knows."""
 
     encrypt: bool = True
     relay_only: bool = False
-    strict_trust: bool = False  # private node: key frames of untrusted nodes are dropped before any work
-    is_trusted: Callable[[int], bool] = _nobody
+    path_watch: bool = True  # probe paths that have fallen silent, and reset them
+    admits: Callable[[int], bool] = _everybody  # key frames of other nodes are dropped before any work
+    is_trusted: Callable[[int], bool] = _nobody  # whose number may be published
     reply_whitelist: frozenset[int] | None = frozenset()  # nodes without the reply gap; None: all
     rekey_whitelist: frozenset[int] | None = frozenset()  # nodes without the rekey gap; None: all
 

@@ -85,7 +85,8 @@ class Upkeep:
             return
         if peer.session is not None:
             self._keep_alive(peer, now)
-            self._watch_path(peer, now)
+            if self._core.settings.path_watch:
+                self._watch_path(peer, now)
         if peer.route.relay and not self._core.settings.relay_only:
             self._consider_upgrade(peer, now)
 
