@@ -20,7 +20,7 @@ class ConfigError(PilotError):
 
 
 class StartupError(PilotError):
-    """The daemon cannot start; the text is what follows `daemon start: ` in the log."""
+    """The daemon cannot start; the text is what follows "daemon start: " in the log."""
 
 
 class ProtocolError(PilotError):
