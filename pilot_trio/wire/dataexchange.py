@@ -117,9 +117,19 @@ def decode_tagged(payload: bytes) -> Tagged:
 
 def _correlation_id(header: dict[str, object], key: str) -> str:
     value = header.get(key, "")
-    if value != "" and not (isinstance(value, str) and _ID.fullmatch(value)):
+    if value != "" and not (isinstance(value, str) and is_correlation_id(value)):
         raise DecodeError(f"tagged frame: {key} {value!r} is not 1 to 128 of A-Z a-z 0-9 . _ : -")
     return str(value)
+
+
+def is_correlation_id(text: str) -> bool:
+    """Say whether a text may be a message id (§3.4)."""
+    return _ID.fullmatch(text) is not None
+
+
+def encode_trace(trace: Trace) -> bytes:
+    """Return the payload of a timed message."""
+    return _TRACE.pack(trace.inner_type, trace.sent_at_ns) + trace.payload
 
 
 def decode_trace(payload: bytes) -> Trace:
@@ -128,6 +138,12 @@ def decode_trace(payload: bytes) -> Trace:
         raise DecodeError(f"trace payload too short: {len(payload)} bytes")
     inner_type, sent_at_ns = _TRACE.unpack_from(payload)
     return Trace(inner_type, sent_at_ns, payload[_TRACE.size :])
+
+
+def encode_file(file: File) -> bytes:
+    """Return the payload of a whole file; the caller keeps to `NAME_MAX`."""
+    name = file.name.encode()
+    return _U16.pack(len(name)) + name + file.data
 
 
 def decode_file(payload: bytes) -> File:

@@ -50,6 +50,13 @@ class Init(NamedTuple):
     name: str
 
 
+class Complete(NamedTuple):
+    """How a transfer ended for the receiver."""
+
+    ok: bool
+    text: str
+
+
 class Chunk(NamedTuple):
     """A piece of the file."""
 
@@ -86,6 +93,21 @@ def decode_chunk(body: bytes) -> Chunk:
     if len(body) < _U64.size:
         raise DecodeError("malformed CHUNK")
     return Chunk(_U64.unpack_from(body)[0], body[_U64.size :])
+
+
+def decode_offset(body: bytes) -> int:
+    """Read the body of an ACK or INIT_ACK."""
+    if len(body) < _U64.size:
+        raise DecodeError("malformed ACK")
+    offset: int = _U64.unpack_from(body)[0]
+    return offset
+
+
+def decode_complete(body: bytes) -> Complete:
+    """Read the body of a COMPLETE."""
+    if not body:
+        raise DecodeError("malformed COMPLETE")
+    return Complete(body[0] == 0, body[1:].decode("utf-8", "replace"))
 
 
 def encode_init(transfer_id: bytes, init: Init) -> bytes:

@@ -187,8 +187,9 @@ def test_without_a_daemon_every_command_that_needs_one_says_so(cli: Cli, name: s
         "send": "x abc --data y", "recv": "5", "dgram": "x 5 --data y", "listen": "5", "broadcast": "1 hi", "find": "x",
         "lookup": "x", "set-hostname": "x", "set-tags": "x", "handshake": "x", "approve": "5", "reject": "5", "untrust": "5",
         "sign-request": "--audience x --body y", "verify-request": "--envelope x --signature y",
+        "send-message": "x --data y", "send-file": "x y", "publish": "x t --data y", "subscribe": "x t",
     }  # fmt: skip
-    local = {"init", "config", "version", "context", "set-webhook", "clear-webhook"}
+    local = {"init", "config", "version", "context", "set-webhook", "clear-webhook", "inbox", "received"}
     done = cli("--json", name, *words.get(name, "http://x/" if name == "set-webhook" else "").split())
     if name in local:
         assert done.code == 0

@@ -15,7 +15,7 @@ import trio
 from tests.interop.go import CTL_TIMEOUT, START_TIMEOUT, CtlResult, GoHome
 
 DAEMON: Final = (sys.executable, "-m", "pilot_trio.cli.daemon_entry")
-_CTL: Final = (sys.executable, "-c", "from pilot_trio.cli import main; raise SystemExit(main())")
+CTL: Final = (sys.executable, "-c", "from pilot_trio.cli import main; raise SystemExit(main())")
 
 
 def daemon_script(home: GoHome) -> Path:
@@ -31,7 +31,7 @@ async def our_ctl(home: GoHome, *arguments: str, json: bool = True, timeout: flo
     """Run `pilot-trio --json ARGUMENTS`."""
     with trio.fail_after(timeout):
         done = await trio.run_process(
-            [*_CTL, *(["--json"] if json else []), *arguments],
+            [*CTL, *(["--json"] if json else []), *arguments],
             capture_stdout=True,
             capture_stderr=True,
             check=False,
