@@ -6,7 +6,7 @@ from importlib.metadata import version as _version
 from typing import Any
 
 from sphinx.application import Sphinx
-from sphinx.ext.napoleon import GoogleDocstring
+from sphinx.ext.napoleon.docstring import GoogleDocstring
 
 project = "pilot-trio"
 author = "the pilot-trio developers"
@@ -27,7 +27,7 @@ html_title = "pilot-trio"
 html_static_path = ["_static"]
 
 
-def _google_style(_app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+def _google_style(_app: Sphinx, what: Any, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """Read the sections of docstrings.
 
     What the extension `sphinx.ext.napoleon` does, but for attributes: it takes their text up to a colon for a type.
