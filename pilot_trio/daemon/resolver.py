@@ -15,6 +15,7 @@ import trio
 
 from pilot_trio.address import NodeId
 from pilot_trio.crypto.identity import KEY_SIZE
+from pilot_trio.daemon.coalescing import Coalescer
 from pilot_trio.daemon.interfaces import Registry
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.timed_cache import TimedCache
@@ -50,6 +51,7 @@ class Resolver:
         self._hostnames: TimedCache[str, Message] = TimedCache(HOSTNAMES_MAX)
         self._routes: TimedCache[NodeId, Route] = TimedCache(ROUTES_MAX)
         self._own_record: TimedCache[NodeId, Message] = TimedCache(1)
+        self._hostname_questions = Coalescer(self._ask_hostname)
 
     async def resolve_hostname(self, name: str) -> Message:
         """Return the registry's answer for a name, up to 60 seconds old; the own node's is always fresh.
@@ -60,7 +62,7 @@ class Resolver:
         if (known := self._hostnames.get(name, trio.current_time(), FRESH)) is not None:
             return known
         try:
-            answer = await self._ask_hostname(name)
+            answer = await self._ask_hostname_once(name)
         except RegistryUnavailable:
             if (known := self._hostnames.get(name, trio.current_time(), STALE)) is not None:
                 return known
@@ -136,6 +138,12 @@ class Resolver:
     def forget_hostname(self, name: str) -> None:
         """Drop the cached answer for a name."""
         self._hostnames.forget(name)
+
+    async def _ask_hostname_once(self, name: str) -> Message:
+        """Ask together with all who want to know the same: a client that repeats itself must not cost a call each time."""
+        with trio.move_on_after(INTERACTIVE_TIMEOUT):
+            return await self._hostname_questions.ask(name)
+        raise RegistryUnavailable("call timed out, connection likely half-open", "resolve_hostname")
 
     async def _ask_hostname(self, name: str) -> Message:
         """Ask as ourselves: a private node's name is told only to those it trusts, and any of our connections may ask."""
