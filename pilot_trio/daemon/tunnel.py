@@ -411,6 +411,11 @@ class Tunnel:
     # --- figures -----------------------------------------------------------------------------------------------------
 
     @property
+    def endpoint(self) -> Endpoint:
+        """Where the socket is bound."""
+        return self._socket.endpoint
+
+    @property
     def receive_buffer(self) -> int:
         """Bytes that can wait in the socket; what exceeds them is lost."""
         return self._socket.receive_buffer

@@ -227,3 +227,27 @@ def test_bad_network_ids_are_skipped_and_told_of(home: Path) -> None:
     config, notes = to_config(settings(home, "-networks 1,x,65536,7,99999999999,-1"), home)
     assert config.networks == (1, 7)
     assert [note.kv["value"] for note in notes] == ["x", "65536", "99999999999", "-1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes"),
+    [
+        ("", frozenset()),
+        ("1", {1}),
+        ("1, 7,9", {1, 7, 9}),
+        ("*", None),
+        ("3,all", None),
+        ("0,x,-4,²,5", {5}),
+    ],
+)
+@pytest.mark.parametrize("name", ["syn", "reply", "rekey"])
+def test_whitelists_name_nodes_or_everybody(home: Path, name: str, text: str, nodes: set[int] | None) -> None:
+    config = config_of(home, **{f"PILOT_{name.upper()}_WHITELIST": text})
+    assert getattr(config.tunnel, f"{name}_whitelist") == nodes
+
+
+def test_tunnels_are_open_to_all_and_watched_unless_flags_say_otherwise(home: Path) -> None:
+    config = config_of(home)
+    assert (config.tunnel.strict_trust, config.tunnel.path_watch) == (False, True)
+    config = config_of(home, "-strict-dataplane-trust -no-path-watch")
+    assert (config.tunnel.strict_trust, config.tunnel.path_watch) == (True, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,7 +15,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from pilot_trio.config import Config, RegistryConfig, ServicesConfig
+from pilot_trio.config import Config, RegistryConfig, ServicesConfig, TrustConfig, TunnelConfig
+from pilot_trio.crypto.identity import Identity
 from pilot_trio.daemon.node import IPC_OPEN_DELAY, Node, serve_node
 from pilot_trio.driver import open_driver
 from pilot_trio.errors import StartupError
@@ -24,6 +26,7 @@ from pilot_trio.testing import MemoryNetwork, MemoryStream, MemoryTransportListe
 from pilot_trio.wire.beacon import Notify
 from pilot_trio.wire.ipc import Code, encode_frame
 from pilot_trio.wire.registry import Message
+from pilot_trio.wire.tunnel import KeyExchange, encode_key_exchange, signed_bytes
 from tests.registry.fake_registry import REGISTRY, Close, FakeRegistry, Hang, running
 
 SHUTDOWN = 2.0  # seconds that a shutdown may take, whatever hangs
@@ -370,3 +373,60 @@ async def test_unusable_webhook_is_no_reason_not_to_start(
     async with running(world.network, world.registry), world.node() as node:
         assert node.webhook.url == ""
         assert "webhook not used" in caplog.text
+
+
+# Tunnels
+
+
+@pytest.mark.parametrize(
+    ("public", "trusted", "admitted"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+async def test_strict_trust_concerns_strangers_of_private_nodes(
+    autojump_clock: MockClock, world: World, public: bool, trusted: bool, admitted: bool
+) -> None:
+    keys = {9: Identity.from_seed(b"9" * 32)}
+
+    def with_peers(message: Message) -> Message:
+        if message["type"] == "lookup" and message["node_id"] in keys:
+            return {"type": "lookup_ok", "node_id": 9, "public_key": keys[9].public_key_b64}
+        if message["type"] == "poll_handshakes" and trusted:
+            return {
+                "type": "poll_handshakes_ok",
+                "requests": [{"from_node_id": 9, "justification": ""}],
+                "responses": [],
+            }
+        return directory(message)
+
+    world.registry.handler = with_peers
+    settings: dict[str, Any] = {
+        "public": public,
+        "tunnel": TunnelConfig(strict_trust=True),
+        "trust": TrustConfig(auto_approve=True),
+    }
+    async with running(world.network, world.registry), world.node(**settings) as node:
+        await trio.sleep(60)
+        assert node.trust.is_trusted(9) == trusted
+        x25519 = bytes(range(32))
+        frame = KeyExchange(9, x25519, keys[9].public_key, keys[9].sign(signed_bytes(9, x25519)))
+        peer = await world.network.open_udp(Endpoint("127.0.0.1", 0))
+        to = Endpoint("127.0.0.1", node.tunnel.endpoint.port)
+        peer.send_nowait(encode_key_exchange(frame), to)
+        await trio.sleep(1)
+        assert node.tunnel.has_session(9) == admitted
+
+
+@pytest.mark.parametrize(
+    ("encrypt", "text"),
+    [
+        (True, "tunnel encryption enabled"),
+        (False, "tunnel encryption is disabled — all connections will send plaintext"),
+    ],
+)
+async def test_start_says_whether_tunnels_are_encrypted(
+    autojump_clock: MockClock, world: World, caplog: pytest.LogCaptureFixture, encrypt: bool, text: str
+) -> None:
+    caplog.set_level(logging.INFO, "pilot_trio.tunnel")
+    async with running(world.network, world.registry), world.node(encrypt=encrypt):
+        assert [record.getMessage() for record in caplog.records if "tunnel encryption" in record.getMessage()] == [
+            text
+        ]

@@ -654,3 +654,15 @@ def test_whatever_happens_packets_flow_again_afterwards(steps: list[str]) -> Non
         if b"after all" in net.payloads(2):
             return
     raise AssertionError(f"no packet passes any more: {net[1].machine.peer_rows()} {net[2].machine.peer_rows()}")
+
+
+def test_without_the_path_watch_a_silent_path_is_left_alone() -> None:
+    net = Net()
+    for node in (1, 2):
+        net[node].settings.path_watch = False
+    net.connect()
+    net[1].machine.set_in_use(2, True, net.now)
+    net.filter = lambda source, to, data: False
+    net.advance(300)
+    assert not net[1].of(PathSuspect)
+    assert net[1].machine.has_session(2)
