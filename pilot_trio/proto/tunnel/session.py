@@ -12,7 +12,6 @@ from pilot_trio.proto.tunnel.settings import (
     GATE_AGE_DECRYPT,
     GATE_AGE_REPLAY,
     GATE_COUNT,
-    GATE_FAST_AGE,
     SALVAGE_AGE,
     SALVAGE_PACKETS,
 )
@@ -77,15 +76,18 @@ class Session:
         return self.decrypt_failures >= GATE_COUNT and now - self.created_at >= GATE_AGE_DECRYPT
 
     def replayed(self, verdict: Verdict, now: float) -> bool:
-        """Note an authenticated frame that was refused; return True if the session has had enough of them."""
+        """Note an authenticated frame that was refused; return True if the session has had enough of them.
+
+        Better than §6, where one is enough for an old session: a peer that counts anew has a new nonce prefix, and with it
+        a window of its own. A frame refused here is most likely one that the network repeated or held up.
+        """
         if verdict is Verdict.REPLAY:
             self.replays += 1
             count = self.replays
         else:
             self.outside += 1
             count = self.outside
-        age = now - self.created_at
-        return age >= GATE_FAST_AGE or (count >= GATE_COUNT and age >= GATE_AGE_REPLAY)
+        return count >= GATE_COUNT and now - self.created_at >= GATE_AGE_REPLAY
 
     # --- salvage (§7.8) ----------------------------------------------------------------------------------------------
 

@@ -21,7 +21,6 @@ SOURCES_MAX: Final = 4096  # sources, peers and marks tracked per table; protoco
 GATE_COUNT: Final = 5  # faults in a row that end a session; protocol §6
 GATE_AGE_DECRYPT: Final = 3.0  # seconds that a session must have lived before failed openings end it; protocol §6
 GATE_AGE_REPLAY: Final = 1.0  # seconds, likewise for replays and overtaken counters; protocol §6
-GATE_FAST_AGE: Final = 60.0  # seconds after which a single replay or overtaken counter is enough; protocol §6
 SALVAGE_PACKETS: Final = 4  # packets sent again after a rekey; protocol §7.8
 SALVAGE_AGE: Final = 5.0  # seconds that a packet may be old for that; protocol §7.8
 QUEUE_PACKETS: Final = 64  # packets that wait for one peer's key; protocol §8.2
