@@ -1,0 +1,140 @@
+"""Properties of whole overlays over many seeds.
+
+Whatever a network does: what is read is what was written, once and in order, up to where a connection ended; while there is
+a path, everything arrives and nothing stalls; and when it is over nothing is left. The number in a test's name is its seed,
+and repeats it.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+from math import inf
+
+import attrs
+import pytest
+import trio
+from hypothesis import settings
+
+from pilot_trio.errors import PilotError
+from pilot_trio.testing import Link, NatType, NodeNetwork, SimulatedNetwork, open_node_network
+from tests.testing.overlay import content, simulate, streams_open
+
+SEEDS = min(1000, settings.default.max_examples) if settings.default else 0
+NODES = 3
+FLOWS = 4
+STALL = 180.0  # seconds without a byte; all partitions together are far shorter
+LEFT_AFTER = 700.0  # seconds; peers are forgotten after five minutes of silence, closed connections much sooner
+
+
+def any_link(rng: random.Random) -> Link:
+    """Return a path as bad as they come, with each impairment present half of the time."""
+
+    def sometimes(value: float, otherwise: float = 0.0) -> float:
+        return value if rng.random() < 0.5 else otherwise
+
+    return Link(
+        delay=rng.uniform(0.0, 0.15),
+        jitter=sometimes(rng.uniform(0.0, 0.05)),
+        loss=sometimes(rng.uniform(0.0, 0.08)),
+        burst=sometimes(rng.uniform(1.0, 4.0), 1.0),
+        duplication=sometimes(rng.uniform(0.0, 0.2)),
+        reordering=sometimes(rng.uniform(0.0, 0.2)),
+        reordering_delay=rng.uniform(0.0, 0.1),
+        corruption=sometimes(rng.uniform(0.0, 0.05)),
+        rate=sometimes(rng.uniform(30_000.0, 1_000_000.0), inf),
+        queue=rng.uniform(20_000.0, 200_000.0),
+    )
+
+
+@attrs.define
+class Flow:
+    """One connection and what went through it."""
+
+    data: bytes
+    received: bytearray = attrs.field(factory=bytearray)
+    ended: bool = False  # the reader has seen the end of the stream
+    error: Exception | None = None
+
+    async def read(self, nodes: NodeNetwork, sink: int, port: int, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            async with await nodes[sink].driver.listen(port) as listener:
+                task_status.started()
+                async with await listener.accept() as stream:
+                    while True:
+                        with trio.fail_after(STALL):
+                            chunk = await stream.receive_some()
+                        if not chunk:
+                            break
+                        self.received += chunk
+            self.ended = True
+        except (PilotError, trio.BrokenResourceError) as exc:
+            self.error = self.error or exc
+
+    async def write(self, nodes: NodeNetwork, source: int, sink: int, port: int, rng: random.Random) -> None:
+        try:
+            async with await nodes[source].driver.dial(nodes[sink].address, port) as stream:
+                rest = memoryview(self.data)
+                while rest:
+                    size = rng.choice([1, 500, 5_000, 50_000])
+                    with trio.fail_after(STALL):
+                        await stream.send_all(rest[:size])
+                    rest = rest[size:]
+                    await trio.sleep(rng.choice([0.0, 0.0, 0.1]))
+        except (PilotError, trio.BrokenResourceError) as exc:
+            self.error = exc
+
+    async def run(self, nodes: NodeNetwork, source: int, sink: int, port: int, rng: random.Random) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(self.read, nodes, sink, port))
+            await self.write(nodes, source, sink, port, rng)
+            if self.error is not None:  # then the other end may never hear of it
+                nursery.cancel_scope.deadline = trio.current_time() + STALL
+
+    def check(self, *, complete: bool) -> None:
+        assert self.data.startswith(self.received), "what was read is not what was written"
+        # Clients are not told why a stream ended: the protocol between them and their node has one word for a reset and an end.
+        assert self.ended or self.error is not None, "neither an end nor an error"
+        if complete:
+            assert self.error is None
+            assert len(self.received) == len(self.data), "an end that came too early"
+
+
+async def cause_trouble(nodes: NodeNetwork, rng: random.Random) -> None:
+    """Cut and restart things for a while; leave everything in order."""
+    for _ in range(rng.randrange(4)):
+        await trio.sleep(rng.uniform(0.0, 3.0))
+        routed = [host for host in nodes.hosts if host.nat is not None]
+        if routed and rng.random() < 0.5:
+            rng.choice(routed).rebind()
+        else:
+            nodes.network.isolate(rng.choice(nodes.hosts))
+            await trio.sleep(rng.uniform(0.1, 3.0))
+            nodes.network.heal()
+
+
+async def live_through(seed: int) -> None:
+    rng = random.Random(seed)
+    network = SimulatedNetwork(seed=seed, link=any_link(rng))
+    nats = [rng.choice([None, None, None, *NatType]) for _ in range(NODES)]
+    trouble = seed % 2 == 1
+    async with open_node_network(NODES, network=network, nats=nats) as nodes:
+        flows = [Flow(content(rng.randrange(60_000), seed)) for _ in range(FLOWS)]
+        async with trio.open_nursery() as nursery:
+            if trouble:
+                nursery.start_soon(cause_trouble, nodes, rng)
+            for number, flow in enumerate(flows):
+                source, sink = rng.sample(range(NODES), 2)
+                nursery.start_soon(flow.run, nodes, source, sink, 5000 + number, random.Random(rng.random()))
+        for flow in flows:
+            flow.check(complete=not trouble)
+        await trio.sleep(LEFT_AFTER)
+        assert streams_open(nodes) == 0
+        assert [node.handle.statistics().tunnel.traffic.peers for node in nodes] == [0] * NODES
+        assert [node.handle.statistics().tunnel.defects for node in nodes] == [0] * NODES
+        assert network.statistics().in_flight == 0
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_nothing_is_lost_repeated_reordered_stalled_or_left(seed: int) -> None:
+    simulate(lambda: live_through(seed), seed)
