@@ -242,7 +242,7 @@ def test_bad_network_ids_are_skipped_and_told_of(home: Path) -> None:
 )
 @pytest.mark.parametrize("name", ["syn", "reply", "rekey"])
 def test_whitelists_name_nodes_or_everybody(home: Path, name: str, text: str, nodes: set[int] | None) -> None:
-    config = config_of(home, **{f"PILOT_{name.upper()}_WHITELIST": text})
+    config = config_of(home, "", None, **{f"PILOT_{name.upper()}_WHITELIST": text})
     assert getattr(config.tunnel, f"{name}_whitelist") == nodes
 
 
@@ -251,3 +251,27 @@ def test_tunnels_are_open_to_all_and_watched_unless_flags_say_otherwise(home: Pa
     assert (config.tunnel.strict_trust, config.tunnel.path_watch) == (False, True)
     config = config_of(home, "-strict-dataplane-trust -no-path-watch")
     assert (config.tunnel.strict_trust, config.tunnel.path_watch) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "want"),
+    [
+        ("", "", 64 << 20),
+        ("", "65536", 65536),
+        ("", "65535", 64 << 20),  # out of range: ignored, as by the reference
+        ("", "2147483647", 2147483647),
+        ("", "2147483648", 64 << 20),
+        ("", "much", 64 << 20),
+        ("-dataexchange-max-frame 70000", "80000", 70000),
+    ],
+)
+def test_the_frame_limit_of_data_exchange_comes_from_flag_or_environment(
+    home: Path, words: str, env: str, want: int
+) -> None:
+    config = config_of(home, words, PILOT_DATAEXCHANGE_MAX_FRAME=env)
+    assert config.services.dataexchange_frame_max == want
+
+
+def test_a_frame_limit_out_of_range_is_refused_when_it_is_a_flag(home: Path) -> None:
+    with pytest.raises(ConfigError, match="65536"):
+        config_of(home, "-dataexchange-max-frame 65535")
