@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 import trio
 
+from bench.impairment import impaired
 from bench.load import info
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.rendezvous.serve import serve_rendezvous
@@ -36,6 +37,7 @@ _FLAGS = (
     "-log-level",
     "error",
 )
+_OPEN = ("-public", "-syn-whitelist", "*", "-syn-rate-limit", "1000000", "-max-conns-per-port", "16384")
 
 
 @attrs.frozen
@@ -87,9 +89,65 @@ def open_peers(ours: str = "") -> Iterator[Peers]:
         yield Peers(stack.enter_context(_daemon("ours", command, OUR_CTL, homes[1])), theirs)
 
 
+@attrs.frozen
+class Pair:
+    """Two daemons of a kind that know each other; `near` dials."""
+
+    near: Peer
+    far: Peer
+
+    @property
+    def name(self) -> str:
+        return self.near.name
+
+    def cpu_seconds(self) -> float:
+        return self.near.cpu_seconds() + self.far.cpu_seconds()
+
+    def resident(self) -> int:
+        return self.near.resident() + self.far.resident()
+
+
+@attrs.frozen
+class Pairs:
+    ours: Pair
+    theirs: Pair
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Theirs first, as in `Peers`."""
+        return iter((self.theirs, self.ours))
+
+
 @contextlib.contextmanager
-def _daemon(name: str, command: tuple[str, ...], ctl: tuple[str, ...], home: GoHome) -> Iterator[Peer]:
-    arguments = [*command, *_FLAGS, "-socket", str(home.socket), "-identity", str(home.identity)]
+def open_pairs(ours: str = "", *, loss: float = 0.0, delay: float = 0.0) -> Iterator[Pairs]:
+    """Start two daemons of each kind; with `loss` or `delay` (seconds, each way) a proxy stands before each `far` one."""
+    programs = GoPrograms.find()
+    if programs is None:
+        raise SystemExit("the real programs are needed: pip install 'pilot-trio[interop]'")
+    with contextlib.ExitStack() as stack:
+        registry, beacon = stack.enter_context(_rendezvous())
+
+        def start(name: str, *flags: str) -> Peer:
+            home = GoHome.create(programs, registry=registry, beacon=beacon)
+            stack.callback(home.remove)
+            if name == "ours":
+                command, ctl = tuple(shlex.split(ours)) or OURS, OUR_CTL
+            else:
+                command, ctl = (str(home.programs.daemon),), (str(home.programs.ctl),)
+            return stack.enter_context(_daemon(name, command, ctl, home, (*_OPEN, *flags)))
+
+        def pair(name: str) -> Pair:
+            path = stack.enter_context(impaired(loss, delay)) if loss or delay else ()
+            return Pair(start(name), start(name, *path))
+
+        theirs = pair("theirs")
+        yield Pairs(pair("ours"), theirs)
+
+
+@contextlib.contextmanager
+def _daemon(
+    name: str, command: tuple[str, ...], ctl: tuple[str, ...], home: GoHome, flags: tuple[str, ...] = ()
+) -> Iterator[Peer]:
+    arguments = [*command, *_FLAGS, *flags, "-socket", str(home.socket), "-identity", str(home.identity)]
     environment = {**home.environment, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
     log = home.root / "log"
     with log.open("wb") as output:

@@ -133,7 +133,7 @@ async def test_a_writer_learns_that_its_reader_has_closed(pair: Pair, accepting_
             accepted = await listener.accept()
             sender, receiver = (accepted, dialled) if accepting_side_sends else (dialled, accepted)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(write_until_broken, sender)
+                nursery.start_soon(expect_broken, sender)
                 await receive_exactly(receiver, MIB)
                 await receiver.aclose()
 
@@ -252,16 +252,20 @@ async def receive_exactly(stream: PilotStream, size: int) -> bytes:
     return bytes(received)
 
 
-async def write_until_broken(stream: PilotStream) -> None:
-    chunk = bytes(64 * 1024)
+async def expect_broken(stream: PilotStream) -> None:
     with pytest.raises(trio.BrokenResourceError):
-        while True:
-            await stream.send_all(chunk)
+        await write_for_ever(stream)
+
+
+async def write_for_ever(stream: PilotStream) -> None:
+    chunk = bytes(64 * 1024)
+    while True:
+        await stream.send_all(chunk)
 
 
 async def wait_for_ports(node: OverlayNode, count: int) -> None:
     """Wait until so many ports are bound; no daemon announces it."""
     with trio.fail_after(5):
         async with node.driver() as driver:
-            while (await driver.info()).ports < count:
+            while (await driver.info()).ports < count:  # noqa: ASYNC110 - another process sets no event of ours
                 await trio.sleep(0.05)
