@@ -36,6 +36,7 @@ from pilot_trio.proto.tunnel.upkeep_packets import ping, pong
 from pilot_trio.wire.packet import ACK, CONTROL, Packet
 
 RECEIVE_PAUSE: Final = 0.1  # seconds of rest after the operating system refused to receive
+DEFECT_PAUSE: Final = 1.0  # seconds until upkeep goes on after a defect in it
 PINGS_MAX: Final = 1024  # pings that wait for their answers
 
 _log = logging.getLogger("pilot_trio.tunnel")
@@ -47,7 +48,7 @@ class TunnelReport:
 
     traffic: TunnelStatistics
     drops: dict[str, int]  # by reason
-    defects: int  # datagram batches that a defect of ours cost
+    defects: int  # datagram batches and rounds of upkeep that a defect of ours cost
     socket: UDPStatistics | None
 
 
@@ -199,7 +200,7 @@ class Tunnel:
                 unreachable = self._socket.send_batch(batch)
             except trio.ClosedResourceError:
                 return  # the node ends; nobody is left who could miss it
-            for to in unreachable:
+            for to in set(unreachable):
                 self._machine.unreachable(to)
 
     def _settle(self) -> None:
@@ -245,9 +246,15 @@ class Tunnel:
             waiting.unpark_all()
 
     def _on_due(self, now: float) -> None:
-        with self._turn:
-            self._take_on_identity()
-            self._machine.handle_timeout(now)
+        try:
+            with self._turn:
+                self._take_on_identity()
+                self._machine.handle_timeout(now)
+        except Exception:
+            # The same border, for what time brings: one peer's upkeep must not end the node.
+            self._defects += 1
+            _log.exception("upkeep failed", extra={"kv": {}})
+            self._timer.arm(now + DEFECT_PAUSE)
 
     def _on_key(self, node: int, key: bytes | None) -> None:
         with self._turn:

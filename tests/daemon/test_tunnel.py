@@ -18,6 +18,7 @@ from pilot_trio.daemon.tunnel_lookups import LOOKUPS_MAX
 from pilot_trio.errors import NoRoute
 from pilot_trio.net.network import Addr, DatagramSocket, Endpoint, SystemNetwork
 from pilot_trio.proto.tunnel.errors import NoTunnel, QueueFull
+from pilot_trio.proto.tunnel.machine import TunnelMachine
 from pilot_trio.proto.tunnel.settings import QUEUE_PACKETS, TunnelSettings
 from pilot_trio.testing import MemoryNetwork
 from pilot_trio.wire import tunnel as wire
@@ -185,6 +186,28 @@ async def test_many_lookups_are_bounded_and_all_answered(autojump_clock: MockClo
         assert world.directory.busiest == LOOKUPS_MAX
         assert len(world.directory.asked) == number
         assert all(one.tunnel.knows(node) for node in range(10, 10 + number))
+
+
+async def test_lookups_beyond_the_queue_are_refused_at_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilot_trio.daemon.tunnel_lookups.WAITING_MAX", 2)
+    async with open_world() as world:
+        one = await world.start(1)
+        world.directory.delay = 1.0
+        for node in range(10, 10 + LOOKUPS_MAX + 2):
+            one.tunnel.ensure_soon(node)
+        await wait_all_tasks_blocked()
+        with pytest.raises(NoRoute, match="resolve node 9: too many lookups"):
+            await one.tunnel.ensure(9)
+        peer = await HandPeer.open(world, 3)
+        peer.say(peer.key_frame(), one)
+        await wait_all_tasks_blocked()
+        assert one.tunnel.statistics().drops == {"unknown node": 1}
+        await trio.sleep(5)
+        peer.say(peer.key_frame(), one)  # the refusal is forgotten after a while
+        await trio.sleep(2)
+        assert one.tunnel.has_session(3)
 
 
 async def test_one_key_lookup_per_node_however_often_it_knocks(autojump_clock: MockClock) -> None:
@@ -598,6 +621,28 @@ async def test_defect_in_a_handler_costs_a_batch_and_never_the_loop(
         two.send(1)
         await wait_all_tasks_blocked()
         assert one.payloads == [b"hello"]
+
+
+async def test_defect_in_upkeep_never_ends_the_node(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world() as world:
+        one, two = await world.pair()
+        failures = 2
+        handle_timeout = TunnelMachine.handle_timeout
+
+        def fail(machine: TunnelMachine, now: float) -> None:
+            nonlocal failures
+            if failures:
+                failures -= 1
+                raise ValueError("defect")
+            handle_timeout(machine, now)
+
+        monkeypatch.setattr(TunnelMachine, "handle_timeout", fail)
+        await trio.sleep(30)
+        assert one.tunnel.statistics().defects + two.tunnel.statistics().defects == 2
+        assert len(lines(caplog, "upkeep failed")) == 2
+        assert one.state.tunnel.packets_received > 0  # keepalives go on
 
 
 async def test_socket_that_fails_for_a_while_is_read_again(autojump_clock: MockClock) -> None:
