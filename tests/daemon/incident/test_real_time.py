@@ -1,10 +1,11 @@
-"""The deadline on the real clock and real sockets: everything at once, because it takes half a minute."""
+"""The deadline on the real clock and real sockets: everything at once, because it takes twenty seconds."""
 
 from __future__ import annotations
 
 import logging
 import os
 import socket
+import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from pilot_trio.net.unix_listener import open_unix_listener
 from pilot_trio.wire.ipc import Code, encode_frame
 from tests.daemon.ipc.conftest import HEALTH, HEALTH_OK, Commands
 
-OBSERVED = 32.0  # seconds; three deadlines, so that a client cut late is still seen to be cut
+OBSERVED = 21.5  # seconds; two deadlines, so that a client cut late is still seen to be cut
 INFO = encode_frame(Code.INFO)
 
 
@@ -54,18 +55,19 @@ class Flooder:
                 await client.recv(self.bytes_per_second // 4)
 
 
-async def longest_health(path: Path, until: float) -> float:
+async def time_health(path: Path, until: float) -> list[float]:
+    """Ask again and again; return how long each answer took."""
     client = trio.socket.socket(socket.AF_UNIX)
     await client.connect(os.fspath(path))
-    longest = 0.0
+    taken = []
     while trio.current_time() < until:
         asked_at = trio.current_time()
         await client.send(HEALTH)
         assert await client.recv(1000) == HEALTH_OK
-        longest = max(longest, trio.current_time() - asked_at)
+        taken.append(trio.current_time() - asked_at)
         await trio.sleep(0.005)
     client.close()
-    return longest
+    return taken
 
 
 @pytest.mark.real_time
@@ -78,11 +80,12 @@ async def test_deadline_and_lowest_rate_for_real(path: Path, caplog: pytest.LogC
         await nursery.start(server.serve, listener)
         for client in (silent, too_slow, slow):
             nursery.start_soon(client.run, path)
-        longest = await longest_health(path, trio.current_time() + OBSERVED)
+        taken = await time_health(path, trio.current_time() + OBSERVED)
         nursery.cancel_scope.cancel()
     assert silent.cut_after is not None
     assert 10.0 <= silent.cut_after < 11.0
     assert too_slow.cut_after is not None
     assert slow.cut_after is None
-    assert longest < 0.05
+    assert statistics.median(taken) < 0.005
+    assert max(taken) < 1  # the machine may have other work; a server that waits for one of the three takes ten
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 2
