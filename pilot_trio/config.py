@@ -21,6 +21,7 @@ from pilot_trio.net.endpoint import Endpoint as Endpoint
 from pilot_trio.paths import default_home as default_home
 from pilot_trio.paths import default_socket as default_socket
 from pilot_trio.rendezvous.settings import RendezvousConfig as RendezvousConfig
+from pilot_trio.wire.dataexchange import FRAME_MAX_DEFAULT, FRAME_MAX_LEAST, FRAME_MAX_MOST
 
 KEEPALIVE: Final = 60.0  # seconds between heartbeats; protocol default, `spec/registry.md` §6.2
 KEEPALIVE_MIN: Final = 0.1  # seconds; a node that beats faster than this floods its registry
@@ -168,6 +169,10 @@ class ServicesConfig:
     eventstream: bool = attrs.field(default=True, validator=_flag)
     dataexchange_b64: bool = attrs.field(default=False, validator=_flag)
     """Store the text of messages as base64 as well."""
+    dataexchange_frame_max: int = attrs.field(
+        default=FRAME_MAX_DEFAULT, validator=_count(FRAME_MAX_LEAST, FRAME_MAX_MOST)
+    )
+    """Bytes of the largest message that is taken, or file in one piece; what exceeds it closes the stream."""
 
 
 @attrs.frozen(kw_only=True)

@@ -46,7 +46,7 @@ LAYERS: dict[str, Layer] = {
     "wire": layer(BASE, "formats do not know what is done with them", pure=True),
     "crypto": layer(f"{BASE} wire", "what is sealed and signed are formats, which do not know of it", pure=True),
     "proto": layer(f"{BASE} wire crypto", "state machines do not know who drives them", pure=True),
-    "config": layer(f"{BASE} net.endpoint rendezvous.settings", "settings are values that load without Trio"),
+    "config": layer(f"{BASE} wire net.endpoint rendezvous.settings", "settings are values that load without Trio"),
     "net": layer(f"{BASE} wire crypto proto", "sockets and files do not know what they carry"),
     "registry": layer(f"{BASE} wire crypto proto net", "the registry client serves any node"),
     "driver": layer(f"{BASE} wire crypto proto net", "the driver knows the daemon by its protocol only"),

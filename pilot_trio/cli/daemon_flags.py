@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from pilot_trio.address import quote
 from pilot_trio.cli.durations import format_duration, parse_duration
+from pilot_trio.wire.dataexchange import FRAME_MAX_DEFAULT
 
 Value = str | bool | int | float
 
@@ -89,6 +90,13 @@ FLAGS: Final[tuple[Flag, ...]] = (
     _ignored(_text("compat-beacon", ""), "the compat transport is not supported"),
     Flag("config", Kind.TEXT, "", "JSON configuration file (default ~/.pilot/config.json, if it exists)", public=False),
     _switch("dataexchange-b64", "store received messages as base64 (data_b64) in place of text"),
+    Flag(
+        "dataexchange-max-frame",
+        Kind.INT,
+        FRAME_MAX_DEFAULT,
+        "bytes of the largest message, or file in one piece, that is taken",
+        env="PILOT_DATAEXCHANGE_MAX_FRAME",
+    ),
     _text("email", "owner's email address, as told to the registry"),
     _switch("encrypt", "encrypt tunnels", default=True),
     _text("endpoint", "own public endpoint (host:port); nothing is discovered then"),

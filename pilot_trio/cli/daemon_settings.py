@@ -24,6 +24,7 @@ from pilot_trio.config import (
     WebhookConfig,
 )
 from pilot_trio.errors import ConfigError
+from pilot_trio.wire.dataexchange import frame_max
 
 _KNOWN_OTHERS: Final = frozenset({"consent"})  # keys of config.json that are not settings of the daemon
 _TRANSPORTS: Final = ("udp", "compat", "auto")
@@ -120,6 +121,7 @@ def to_config(settings: Settings, home: Path) -> tuple[Config, tuple[Note, ...]]
             dataexchange=not settings.is_on("no-dataexchange"),
             eventstream=not settings.is_on("no-eventstream"),
             dataexchange_b64=settings.is_on("dataexchange-b64"),
+            dataexchange_frame_max=settings.number("dataexchange-max-frame"),
         ),
         streams=StreamLimits(
             idle_timeout=float(settings.values["idle-timeout"]),
@@ -213,7 +215,12 @@ def _from_environment(flag: Flag, environ: Mapping[str, str], notes: list[Note])
     if flag.name == "transport" and text not in _TRANSPORTS:
         notes.append(Note("ignoring unknown PILOT_TRANSPORT value", {"value": text, "valid": ", ".join(_TRANSPORTS)}))
         return None
-    return text  # the variables that are read all hold texts
+    if flag.name == "dataexchange-max-frame":
+        limit = frame_max(text)
+        if str(limit) != text:
+            notes.append(Note(f"ignoring {flag.env}", {"value": text, "using": limit}))
+        return limit
+    return text  # the other variables that are read all hold texts
 
 
 def _check_transport(transport: str) -> None:

@@ -280,7 +280,7 @@ class Node:
             _log.info("echo service listening", extra={"kv": {"port": ECHO_PORT}})
         if chosen.dataexchange:
             mailbox = Mailbox(self.config.home, text_as_base64=chosen.dataexchange_b64)
-            exchange = DataExchange(mailbox, self.events.publish)
+            exchange = DataExchange(mailbox, self.events.publish, frame_max=chosen.dataexchange_frame_max)
             self._serve_port(nursery, "dataexchange", DATA_EXCHANGE_PORT, exchange.handle)
         if chosen.eventstream:
             broker = EventStream(self.events.publish)

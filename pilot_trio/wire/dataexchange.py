@@ -122,6 +122,13 @@ def _correlation_id(header: dict[str, object], key: str) -> str:
     return str(value)
 
 
+def frame_max(text: str) -> int:
+    """Read a configured frame limit in bytes; what is no number in the allowed range means the default (§3.1)."""
+    if text.isascii() and text.isdigit() and len(text) <= 10 and FRAME_MAX_LEAST <= int(text) <= FRAME_MAX_MOST:
+        return int(text)
+    return FRAME_MAX_DEFAULT
+
+
 def is_correlation_id(text: str) -> bool:
     """Say whether a text may be a message id (§3.4)."""
     return _ID.fullmatch(text) is not None

@@ -44,6 +44,7 @@ async def our_ctl(home: GoHome, *arguments: str, json: bool = True, timeout: flo
 async def open_our_daemon(home: GoHome, *flags: str) -> AsyncGenerator[trio.Process, None]:
     """Run our daemon in `home` until the end of the block; it is registered when the block begins."""
     with (home.root / "ours.log").open("ab") as log:
+        start = log.tell()  # what an earlier daemon wrote says nothing of this one
         process = await trio.lowlevel.open_process(
             [*DAEMON, "-socket", str(home.socket), "-identity", str(home.identity), "-listen", "127.0.0.1:0", *flags],
             stdin=subprocess.DEVNULL,
@@ -53,7 +54,7 @@ async def open_our_daemon(home: GoHome, *flags: str) -> AsyncGenerator[trio.Proc
         )
     try:
         with trio.fail_after(START_TIMEOUT):
-            while 'msg="daemon running"' not in (home.root / "ours.log").read_text():
+            while b'msg="daemon running"' not in (home.root / "ours.log").read_bytes()[start:]:
                 assert process.poll() is None, (home.root / "ours.log").read_text()
                 await trio.sleep(0.02)  # a log file tells nobody that it has grown
         yield process

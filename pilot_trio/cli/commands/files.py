@@ -51,7 +51,7 @@ def send_file(
             session.ask(client, Code.PREFER_DIRECT, struct.pack("!I", address.node), "prefer-direct", REQUEST_TIMEOUT)
         try:
             if no_stream:
-                result = _send_whole(client, address, file, size, timeout)
+                result = _send_whole(session, client, address, file, size, timeout)
             else:
                 result = _send_streamed(session, client, address, file, size, timeout)
         except OSError as exc:
@@ -126,7 +126,7 @@ def _send_streamed(
     except NotSupported as exc:
         session.output.note(f"{exc}; sending the file in one frame")
         hang_up(stream)
-        return _send_whole(client, address, file, size, timeout)
+        return _send_whole(session, client, address, file, size, timeout)
     except (TransferFailed, DecodeError, DaemonTimeout, DaemonGone, DaemonError) as exc:
         hang_up(stream)
         raise CliError(
@@ -143,9 +143,12 @@ def _send_streamed(
     }
 
 
-def _send_whole(client: IPCClient, address: Address, file: Path, size: int, timeout: float) -> dict[str, Any]:
-    if size > wire.FRAME_MAX_DEFAULT:
-        text = f"file too large: {size} bytes (max {wire.FRAME_MAX_DEFAULT}) for a transfer in one frame"
+def _send_whole(
+    session: Session, client: IPCClient, address: Address, file: Path, size: int, timeout: float
+) -> dict[str, Any]:
+    most = wire.frame_max(session.environ.get("PILOT_DATAEXCHANGE_MAX_FRAME", ""))
+    if size > most:
+        text = f"file too large: {size} bytes (max {most}) for a transfer in one frame"
         raise CliError("invalid_argument", text, "omit --no-stream")
     if len(file.name.encode("utf-8", "surrogateescape")) > wire.NAME_MAX:
         raise CliError("invalid_argument", f"the name of the file is longer than {wire.NAME_MAX} bytes")

@@ -29,7 +29,7 @@ from pilot_trio.wire.ipc import Code
 
 _SECTION: Final = "Messages and files"
 _TARGET: Final = "address|hostname"
-MESSAGE_MAX: Final = wire.FRAME_MAX_DEFAULT - 4096  # bytes; leaves room for the headers, as the reference does
+HEADER_ROOM: Final = 4096  # bytes of a frame that a message leaves to headers, as the reference does
 ACK_TIMEOUT: Final = 60.0  # seconds until a message is acknowledged, unless `--timeout` says otherwise
 WAIT_DEFAULT: Final = 30.0  # seconds that `--wait` waits; protocol, `spec/cli.md` §6.8
 RESEND_AFTER_MAX: Final = 15.0  # seconds without reply on first contact until the message is repeated; protocol
@@ -226,19 +226,23 @@ def _letter(session: Session, flags: dict[str, Any]) -> _Letter:
         raise CliError("invalid_argument", "--data is required")
     if kind not in _TYPES:
         raise CliError("invalid_argument", f"unknown type {quote(kind)} (use text, json, or binary)")
-    payload = _payload(data, path)
-    if len(payload) > MESSAGE_MAX:
-        text = f"message is {len(payload)} bytes; one message can carry at most {MESSAGE_MAX} (use send-file for larger payloads)"
+    most = wire.frame_max(session.environ.get("PILOT_DATAEXCHANGE_MAX_FRAME", "")) - HEADER_ROOM
+    payload = _payload(data, path, most)
+    if len(payload) > most:
+        text = (
+            f"message is {len(payload)} bytes; one message can carry at most {most} (use send-file for larger payloads)"
+        )
         raise CliError("invalid_argument", text)
     trace = flags["trace"] or "PILOTCTL_TRACE_TIME" in session.environ
     return _Letter(_TYPES[kind], payload, _reply_to(flags["reply_to"]), trace)
 
 
-def _payload(data: str | None, path: str | None) -> bytes:
+def _payload(data: str | None, path: str | None, most: int) -> bytes:
+    """Return what to send, or of a longer text `most` + 1 bytes."""
     if path:
         try:
             with Path(path).open("rb") as file:
-                payload = file.read(MESSAGE_MAX + 1)
+                payload = file.read(most + 1)
         except OSError as exc:
             reason = (exc.strerror or str(exc)).lower()
             raise CliError("invalid_argument", f"read --data-file: open {path}: {reason}") from exc
@@ -246,7 +250,7 @@ def _payload(data: str | None, path: str | None) -> bytes:
             raise CliError("invalid_argument", f"--data-file {path} is empty")
         return payload
     if data == "-":
-        payload = sys.stdin.buffer.read(MESSAGE_MAX + 1)
+        payload = sys.stdin.buffer.read(most + 1)
         if not payload:
             raise CliError("invalid_argument", "--data - read nothing from standard input")
         return payload
