@@ -6,6 +6,7 @@
 - `dispatch`: what a command handler is and what it may do with its client.
 - `commands/`: the handlers, one module per subject.
 - `streams`, `datagrams`: connections and datagrams behind the data commands.
-- `enrolment`, `resolver`, `state`: registration at the registry, lookups with caches, what the node knows of itself.
+- `enrolment`, `resolver`, `state`: registration at the registry, lookups with caches, what the node knows of itself;
+  `coalescing`: one question for all who ask the same.
 - `trust`: handshakes; `events`, `webhook`: the bus and its delivery.
 """

@@ -5,18 +5,21 @@
 
 An answer is shared only by those who had asked before its question left, so nobody gets news older than their question:
 what a registry acknowledged to somebody before I asked is in my answer. There are no tasks here: one of those who wait
-asks for all of them, and when that one is cancelled the next takes over.
+asks for all of them, and when that one is cancelled the next takes over. An answer wakes a few, each of them one more:
+a crowd that is told all at once would hold up everybody else for that turn of the loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import attrs
 import trio
 
 from pilot_trio.errors import RegistryError
+
+WOKEN_PER_TURN: Final = 4  # askers told of an answer per loop turn and key; as many as a client may start tasks
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -74,7 +77,9 @@ class Coalescer(Generic[K, V]):
             finally:
                 if not batch.waiting and self._gathering.get(key) is batch:
                     del self._gathering[key]
-            if not batch.done:
+            if batch.done:
+                batch.waiting.unpark()
+            else:
                 await self._ask_for(key, batch)
         return batch.result()
 
@@ -88,7 +93,7 @@ class Coalescer(Generic[K, V]):
             batch.refusal = exc
         finally:
             if batch.done:
-                batch.waiting.unpark_all()
+                batch.waiting.unpark(count=WOKEN_PER_TURN)
             self._hand_over(key, batch)
 
     def _hand_over(self, key: K, batch: _Batch[V]) -> None:

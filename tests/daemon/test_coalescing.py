@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import attrs
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pilot_trio.daemon.coalescing import Coalescer
+from pilot_trio.daemon.coalescing import WOKEN_PER_TURN, Coalescer
 from pilot_trio.errors import RegistryError, RegistryUnavailable
 
 
@@ -140,3 +141,38 @@ def test_whoever_is_cancelled_the_others_get_answers_younger_than_their_question
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
     assert answered >= sum(patience is None for _, patience, _ in askers)
+
+
+async def test_an_answer_wakes_a_few_askers_per_loop_turn(autojump_clock: MockClock) -> None:
+    oracle = Oracle()
+    coalescer: Coalescer[str, int] = Coalescer(oracle.ask)
+    turns = Turns()
+    woken_in: list[int] = []
+
+    async def asker() -> None:
+        await coalescer.ask("x")
+        woken_in.append(turns.count)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(coalescer.ask, "x")
+        await wait_all_tasks_blocked()
+        for _ in range(10 * WOKEN_PER_TURN):
+            nursery.start_soon(asker)
+        await wait_all_tasks_blocked()
+        trio.lowlevel.add_instrument(turns)
+        await trio.sleep(3)
+        trio.lowlevel.remove_instrument(turns)
+    assert len(woken_in) == 10 * WOKEN_PER_TURN
+    assert max(Counter(woken_in).values()) <= WOKEN_PER_TURN + 1  # the one who asked for all is there already
+    assert len(oracle.asked) == 2
+
+
+@attrs.define(eq=False)
+class Turns(trio.abc.Instrument):
+    """Counts turns of the loop."""
+
+    count: int = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        del timeout
+        self.count += 1
