@@ -15,10 +15,12 @@ from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from math import inf
 from typing import Final
 
 REORDER_SHARE: Final = 0.25  # of a round trip: how late a segment may be before it counts as lost (RFC 8985 §6.2)
 REORDER_MIN: Final = 0.001  # seconds; loops turn no faster, so a path of microseconds still gets this much
+TOO_SOON: Final = 0.9  # of the shortest round trip: an answer that comes sooner answers an earlier transmission
 REORDER_STEPS_MAX: Final = 16  # times as patient as at first, after retransmissions that were for nothing
 _COMPACT: Final = 256  # segments gone before the lists are cut; cutting costs as much as what is left
 
@@ -67,7 +69,7 @@ class SendQueue:
         self._by_time: deque[tuple[float, Segment]] = deque()  # (when it left, segment); stale entries are skipped
         self._reported: Sequence[Span] = ()  # the last report worked in
         self._short_out = 0  # short segments that are not known to have arrived
-        self._rack_sent_at = float("-inf")  # when the latest segment known to have arrived left
+        self._rack_sent_at = -inf  # when the latest segment known to have arrived left
         self._rack_end = 0
         self._rack_rtt = 0.0
         self._reorder_steps = 1
@@ -150,12 +152,13 @@ class SendQueue:
         else:
             self.in_flight -= len(segment.payload)
 
-    def note_arrivals(self, arrived: list[Segment], now: float) -> int:
+    def note_arrivals(self, arrived: list[Segment], min_rtt: float, now: float) -> int:
         """Let loss detection know of segments that arrived; return how many had been sent again for nothing."""
         spurious = 0
+        too_soon = TOO_SOON * min_rtt if min_rtt < inf else 0.0
         for segment in arrived:
             sent_at = segment.sent_at
-            if segment.transmissions > 1 and now - sent_at < self._rack_rtt / 2:
+            if segment.transmissions > 1 and now - sent_at < too_soon:
                 # This answers an earlier transmission (RFC 8985 §6.2 step 2): we were not patient enough.
                 spurious += 1
                 continue
@@ -166,18 +169,19 @@ class SendQueue:
             self._reorder_steps = min(REORDER_STEPS_MAX, self._reorder_steps + 1)
         return spurious
 
-    def detect_losses(self, blind_below: int, min_rtt: float, now: float) -> tuple[int, float]:
+    def detect_losses(self, blind_below: int, min_rtt: float, srtt: float, now: float) -> tuple[int, float]:
         """Mark what is found lost; return how many that are just now, and when to look again (`math.inf`: no need).
 
         Args:
           blind_below: position below which the peer's report says nothing: it names its four highest blocks only, so what
             lies lower may well have arrived, and has to be a whole round trip older.
           min_rtt: seconds; the path's round trip without queues.
+          srtt: seconds; the usual round trip, beyond which no patience goes.
           now: the current time.
         """
-        lost, look_again = 0, float("inf")
+        lost, look_again = 0, inf
         by_time, rack_rtt = self._by_time, self._rack_rtt
-        reorder = min(max(REORDER_MIN, min_rtt * REORDER_SHARE * self._reorder_steps), max(REORDER_MIN, rack_rtt))
+        reorder = min(max(REORDER_MIN, min_rtt * REORDER_SHARE * self._reorder_steps), max(REORDER_MIN, srtt))
         undecided = []
         while by_time:
             entry = by_time[0]

@@ -170,7 +170,7 @@ class Sender:
         self._timeouts = 0
         self._tail_probed = False
         if arrived:
-            spurious = queue.note_arrivals(arrived, now)
+            spurious = queue.note_arrivals(arrived, self.rtt.min_rtt, now)
             if spurious:
                 self.congestion.on_lost(-spurious)
             self.congestion.on_arrived(arrived, queue.in_flight, self.rtt, now)
@@ -179,7 +179,7 @@ class Sender:
         self._count()
 
     def _detect_losses(self, now: float) -> None:
-        lost, self.loss_at = self.queue.detect_losses(self._blind_below, self.rtt.min_rtt, now)
+        lost, self.loss_at = self.queue.detect_losses(self._blind_below, self.rtt.min_rtt, self.rtt.srtt, now)
         if lost:
             self.fast_retransmits += lost
             self.congestion.on_lost(lost)

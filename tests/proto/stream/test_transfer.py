@@ -66,6 +66,14 @@ def test_throughput_on_a_long_or_lossy_path(delay: float, loss: float, least: fl
     assert 4 / (link.now - started) > least
 
 
+def test_segments_that_overtake_each_other_are_not_taken_for_lost_for_ever() -> None:
+    link = Link(Path(delay=0.01, jitter=0.05), seed=3)
+    link.connect()
+    data = data_of(4 << 20)
+    assert link.transfer(data, limit=60) == data
+    assert link.a.row()["fast_retx"] < 0.25 * len(data) / SEGMENT  # each segment, if patience never grew
+
+
 def test_a_narrow_path_is_filled_and_not_flooded() -> None:
     link = Link(Path(delay=0.02, rate=1e6, queue=100_000), seed=3)
     link.connect()
