@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import resource
 import signal
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -46,13 +45,6 @@ def run(given: Mapping[str, Value]) -> int:
         handler.close()
 
 
-def raise_file_limit() -> None:
-    """Allow as many open files as we may: 1,024 clients must fit (`spec/ipc.md` §1)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def settle() -> None:
     """Take what exists after the start out of the garbage collector's sight, and let it run less often."""
     gc.collect()
@@ -78,7 +70,6 @@ def _run(settings: Settings, home: Path, watchdog: Watchdog) -> int:
         return 1
     _tell((*settings.notes, *notes))
     _tell_network(settings, config)
-    raise_file_limit()
     started = trio.Event()
     try:
         trio.run(_serve_until_signal, config, home, watchdog, started)

@@ -8,10 +8,11 @@ from functools import partial
 import trio
 
 from pilot_trio.cli import logs
-from pilot_trio.cli.daemon_run import leaves, raise_file_limit, settle
+from pilot_trio.cli.daemon_run import leaves, settle
 from pilot_trio.cli.output import CliError
 from pilot_trio.cli.shutdown import Watchdog, cancel_on_signal, stop_signals
 from pilot_trio.errors import PilotError
+from pilot_trio.net.unix_listener import raise_open_files_limit
 
 Start = Callable[[trio.Nursery], Awaitable[None]]
 
@@ -23,7 +24,7 @@ def run_until_signal(start: Start, *, log_level: str, log_format: str) -> None:
       CliError: it could not start, or ended by an error that an operator can understand.
     """
     handler = logs.configure(log_level, log_format)
-    raise_file_limit()
+    raise_open_files_limit()
     try:
         trio.run(partial(_serve, start, Watchdog(handler.close)))
     except BaseExceptionGroup as group:

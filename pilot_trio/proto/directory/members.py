@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from pilot_trio.address import BACKBONE, NodeId
@@ -58,30 +59,17 @@ def _kick_member(tables: Tables, request: Request) -> Message:
     return {"network_id": network_id, "target_node_id": target}
 
 
-def _promote_member(tables: Tables, request: Request) -> Message:
+def _give_role(verb: str, role: str, tables: Tables, request: Request) -> Message:
     network_id, target = request.network(), request.node("target_node_id")
     network = enterprise_network(tables, network_id)
     require_role(tables, request, network, "owner")
     member = _membership(tables, network_id, target)
     if member.role == "owner":
-        raise Refused("cannot promote the owner")
-    if member.role == "admin":
-        raise Refused(f"node {target} is already an admin")
-    _set_role(tables, network_id, target, "admin")
-    return {"network_id": network_id, "target_node_id": target, "role": "admin"}
-
-
-def _demote_member(tables: Tables, request: Request) -> Message:
-    network_id, target = request.network(), request.node("target_node_id")
-    network = enterprise_network(tables, network_id)
-    require_role(tables, request, network, "owner")
-    member = _membership(tables, network_id, target)
-    if member.role == "owner":
-        raise Refused("cannot demote the owner")
-    if member.role == "member":
-        raise Refused(f"node {target} is already a member")
-    _set_role(tables, network_id, target, "member")
-    return {"network_id": network_id, "target_node_id": target, "role": "member"}
+        raise Refused(f"cannot {verb} the owner")
+    if member.role == role:
+        raise Refused(f"node {target} is already {'an' if role == 'admin' else 'a'} {role}")
+    _set_role(tables, network_id, target, role)
+    return {"network_id": network_id, "target_node_id": target, "role": role}
 
 
 def _transfer_ownership(tables: Tables, request: Request) -> Message:
@@ -212,8 +200,8 @@ def _drop_expired(tables: Tables, node_id: NodeId, now: float) -> None:
 
 HANDLERS: Final = {
     "kick_member": _kick_member,
-    "promote_member": _promote_member,
-    "demote_member": _demote_member,
+    "promote_member": partial(_give_role, "promote", "admin"),
+    "demote_member": partial(_give_role, "demote", "member"),
     "transfer_ownership": _transfer_ownership,
     "get_member_role": _get_member_role,
     "set_network_enterprise": _set_network_enterprise,
