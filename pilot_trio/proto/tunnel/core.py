@@ -12,6 +12,7 @@ from pilot_trio.crypto.identity import Identity
 from pilot_trio.proto.tunnel.errors import NoAddress
 from pilot_trio.proto.tunnel.events import Addr, Drop, Event, RelayActivated
 from pilot_trio.proto.tunnel.peer import Peer
+from pilot_trio.proto.tunnel.route import SILENT
 from pilot_trio.proto.tunnel.settings import PEERS_MAX, RELAY_PEERS_MAX, TunnelSettings
 from pilot_trio.wire.beacon import Relay
 
@@ -96,7 +97,7 @@ class Core:
         """
         route = peer.route
         if self.beacon is not None and not route.relay and route.is_blackhole(now):
-            self.turn_to_relay(peer, "direct path silent", pin=True)
+            self.turn_to_relay(peer, SILENT, pin=True)
         if route.address is not None and not (route.relay and self.beacon is not None) and not self.settings.relay_only:
             self.out.append((frame, route.address))
         elif self.beacon is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Final
 
 import attrs
 
@@ -13,6 +14,8 @@ from pilot_trio.proto.tunnel.settings import (
     DIRECT_CLEARS,
     SEND_ERRORS_MAX,
 )
+
+SILENT: Final = "direct path silent"  # why a peer is on the relay: its endpoint has swallowed what was sent there
 
 
 @attrs.define(eq=False)
@@ -63,12 +66,19 @@ class Route:
     def arrived_directly(self, source: Addr, now: float, *, newest: bool) -> bool:
         """Note an authenticated packet from the peer's own endpoint; return True if it ends the use of the relay.
 
-        The endpoint follows the newest packet only: a late one must not move it back.
+        The endpoint follows the newest packet only: a late one must not move it back. If the old endpoint swallowed what was
+        sent to it, a new one (a NAT has a new mapping) is a path that nothing is held against yet.
         """
+        moved = newest and source != self.address
         if newest:
             self.address = source
         self.last_direct_at = now
         self.first_sent_at = inf
+        if moved and self.relay and self.why == SILENT:
+            self.relay = self.pinned = False
+            self.why = ""
+            self.direct_arrivals = 0
+            return True
         if not self.relay or self.pinned:
             return False
         self.direct_arrivals += 1
