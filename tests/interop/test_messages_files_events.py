@@ -378,3 +378,20 @@ async def test_names_and_times_are_in_the_local_zone(make_go_home: MakeHome, dae
         assert received_at.endswith("+09:00")
         moment = received_at[:19].replace("-", "").replace(":", "").replace("T", "-")
         assert path.name.startswith(f"TEXT-{moment}.")
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=["-on-".join(pair) for pair in PAIRS])
+async def test_the_environment_sets_the_frame_limit_of_both_sides(
+    make_go_home: MakeHome, pair: tuple[str, str]
+) -> None:
+    async with open_setup(make_go_home, pair, PILOT_DATAEXCHANGE_MAX_FRAME="65536") as setup:
+        most = 65_536 - 4096
+        sent = await setup.data(f"send-message 1 --data-file {setup.file('m', bytes(most))}")
+        assert sent["bytes"] == most
+        code, text = await setup.error(f"send-message 1 --data-file {setup.file('n', bytes(most + 1))}")
+        assert (code, f"at most {most}" in text) == ("invalid_argument", True)
+        assert (await setup.error(f"send-file 1 --no-stream {setup.file('f', bytes(65_537))}"))[0] == "invalid_argument"
+        # A sender that does not know of the limit is hung up on. What the command lines call that differs.
+        del setup.home.environment["PILOT_DATAEXCHANGE_MAX_FRAME"]
+        await setup.error(f"send-file 1 --no-stream {setup.file('f', bytes(65_537))}")
+        assert list(setup.received.glob("f*")) == []
