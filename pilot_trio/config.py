@@ -201,6 +201,10 @@ class TunnelConfig:
     """Nodes whose undecryptable packets are answered however often they come."""
     path_watch: bool = attrs.field(default=True, validator=_flag)
     """Probe the path to a peer that has fallen silent, and find it anew if that is not answered."""
+    address_watch: bool = attrs.field(default=True, validator=_flag)
+    """Notice a change of the own address, and tell beacon, peers and registry."""
+    receive_watch: bool = attrs.field(default=True, validator=_flag)
+    """Register anew when nothing arrives in spite of sending, and after the machine was suspended."""
 
 
 @attrs.frozen(kw_only=True)

@@ -80,7 +80,6 @@ DEFAULT_REGISTRY: Final = "34.71.57.205:9000"  # the public registry; protocol d
 DEFAULT_BEACON: Final = "34.71.57.205:9001"  # the public beacon; protocol default
 
 _NO_VENDOR: Final = "this node sends no telemetry, fetches no feeds and edits no other programs' files"
-_TUNNELS: Final = "concerns tunnels to other machines"
 
 FLAGS: Final[tuple[Flag, ...]] = (
     _text("admin-token", "admin token for broadcasts and network administration", env="PILOT_ADMIN_TOKEN"),
@@ -116,12 +115,12 @@ FLAGS: Final[tuple[Flag, ...]] = (
     _ignored(_text("motd-feed-url", "", env="PILOT_MOTD_URL"), _NO_VENDOR),
     _ignored(_time("motd-interval", "", 900.0), _NO_VENDOR),
     _text("networks", "comma-separated ids of networks to join at start (needs -admin-token)"),
-    _ignored(_switch("no-addr-watch", ""), _TUNNELS),
+    _switch("no-addr-watch", "do not follow changes of the own address"),
     _switch("no-dataexchange", "do not run the data exchange service (port 1001)"),
     _switch("no-echo", "do not run the echo service (port 7)"),
     _switch("no-eventstream", "do not run the event stream service (port 1002)"),
     _switch("no-path-watch", "do not probe the paths to peers that have fallen silent"),
-    _ignored(_switch("no-rx-watchdog", ""), _TUNNELS),
+    _switch("no-rx-watchdog", "do not register anew when nothing is received"),
     _ignored(_switch("no-skillinject", "", env="PILOT_NO_SKILLINJECT"), _NO_VENDOR),
     _text("owner", "old name of -email"),
     _ignored(_text("pprof", ""), "a profiler of the original"),

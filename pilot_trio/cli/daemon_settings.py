@@ -137,6 +137,8 @@ def to_config(settings: Settings, home: Path) -> tuple[Config, tuple[Note, ...]]
             reply_whitelist=_whitelist(settings.text("reply-whitelist")),
             rekey_whitelist=_whitelist(settings.text("rekey-whitelist")),
             path_watch=not settings.is_on("no-path-watch"),
+            address_watch=not settings.is_on("no-addr-watch"),
+            receive_watch=not settings.is_on("no-rx-watchdog"),
         ),
         trust=TrustConfig(auto_approve=settings.is_on("trust-auto-approve")),
         webhook=WebhookConfig(url=settings.text("webhook"), secret=settings.text("webhook-secret")),

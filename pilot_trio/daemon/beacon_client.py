@@ -7,6 +7,7 @@ beacon says, and get to know which one it is, because they relay and punch throu
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
@@ -28,6 +29,7 @@ DISCOVER_JITTER: Final = 5.0  # seconds; random part of the first interval; prot
 LIST_INTERVAL: Final = 60.0  # seconds between looks at the list of beacons; protocol, `spec/tunnel.md` §13.5
 LIST_JITTER: Final = 10.0  # seconds; random wait before the first; protocol, `spec/tunnel.md` §13.5
 RESOLVE_TIMEOUT: Final = 5.0  # seconds for the name of a beacon; name servers that hang must not hold up the rest
+REPLY_TIME: Final = 2.0  # seconds in which an answer to a discover counts; protocol, `spec/tunnel.md` §12
 BEACONS_MAX: Final = 64  # beacons to choose from; a registry that lists more is not worth following
 
 _FNV_OFFSET: Final = 0x811C9DC5
@@ -99,6 +101,16 @@ class BeaconClient:
         self._registered = trio.Event()
         self._chosen = trio.Event()  # the beacon's name was resolved, or could not be
         self._sent = self._replies = self._notifies = self._ignored = 0
+        self._asked_at = -math.inf
+        self.on_observed: Callable[[Endpoint], None] = _ignore
+        """Gets every answer to a registration: where the beacon sees us."""
+        self.on_switched: Callable[[], None] = _ignore_switch
+        """Called when another beacon is in use."""
+
+    @property
+    def address(self) -> Endpoint | None:
+        """The beacon in use, by address; None if there is none, or its name is not known."""
+        return self._address
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Register at the beacon and follow the registry's list until cancelled."""
@@ -183,6 +195,8 @@ class BeaconClient:
                 self._address = None
         else:
             self._address = Endpoint(normalise_host(address.host), address.port)
+        if chosen != self._beacon:
+            self.on_switched()
         self._beacon = chosen
         self._state.beacon_addr = str(chosen)
         self._link.set_beacon(self._address)
@@ -190,6 +204,7 @@ class BeaconClient:
     def _send(self, message: Discover) -> None:
         if self._address is not None and self._link.send_beacon(message.encode(), self._address):
             self._sent += 1
+            self._asked_at = trio.current_time()
 
     def receive(self, data: bytes, source: Endpoint) -> None:
         """Work in a message that may be a beacon's; whatever the bytes, nothing is raised."""
@@ -204,11 +219,22 @@ class BeaconClient:
             self._replies += 1
             self._replied[:] = [Endpoint(message.host, message.port)]
             self._reply_arrived.set()
+            if trio.current_time() - self._asked_at <= REPLY_TIME:
+                self._asked_at = -math.inf  # one answer to each question
+                self.on_observed(self._replied[0])
         elif isinstance(message, Notify) and message.kind == NotifyKind.HANDSHAKE:
             self._notifies += 1
             self._on_notify()
         else:
             self._ignored += 1
+
+
+def _ignore(_: Endpoint) -> None:
+    """Stand in for a watch that is switched off."""
+
+
+def _ignore_switch() -> None:
+    """Likewise."""
 
 
 def fnv1a_32(data: bytes) -> int:

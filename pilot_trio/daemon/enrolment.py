@@ -128,6 +128,19 @@ class Enrolment:
             nursery.start_soon(self._announce_hostname_forever)
             nursery.start_soon(self._beat_forever)
 
+    async def renew(self) -> bool:
+        """Register again now, because where this node is may have changed; say whether that worked."""
+        if self._config.endpoint is None and self._config.advertise_endpoint is None:
+            discovered = await self._beacon.discover()
+            if discovered is not None:  # else the old one is a better guess than the bound one
+                self._listen_addr = self._state.endpoint = str(discovered)
+        try:
+            await self._register()
+        except RegistryError as exc:
+            _log.warning("re-registration failed", extra={"kv": {"error": str(exc)}})
+            return False
+        return True
+
     def statistics(self) -> EnrolmentStatistics:
         """Return the counters."""
         return EnrolmentStatistics(self._heartbeats, self._failed_heartbeats, self._registrations)

@@ -39,6 +39,7 @@ from pilot_trio.daemon.managed import ManagedNetworks
 from pilot_trio.daemon.networks import Networks
 from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
 from pilot_trio.daemon.resolver import Resolver
+from pilot_trio.daemon.self_watch import SelfWatch
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import StreamStatistics, StreamTable
 from pilot_trio.daemon.trust import TrustService
@@ -188,6 +189,16 @@ class Node:
             trusted=self.trust.trusted_ids,
             rng=rng,
         )
+        self.watch: Final = SelfWatch(
+            state=self.state,
+            tunnels=self.tunnel,
+            beacon=self.beacon,
+            renew=self._renew,
+            events=self.events,
+            source_host=network.source_host,
+            clock=network.clock,
+            relay_only=config.relay_only,
+        )
         commands: CommandTable = {}
         self.ipc: Final = IPCServer(commands)
         self.datagrams: Final = Datagrams(
@@ -242,6 +253,10 @@ class Node:
                 await nursery.start(self.trust.run)
                 await nursery.start(self.managed.run)
                 nursery.start_soon(self.enrolment.run)
+                if self.config.tunnel.address_watch:
+                    nursery.start_soon(self.watch.watch_address)
+                if self.config.tunnel.receive_watch:
+                    nursery.start_soon(self.watch.watch_receiving)
                 with trio.move_on_at(self.state.started_at + IPC_OPEN_DELAY):
                     await self.enrolment.announced.wait()
                 await nursery.start(self.ipc.serve, listener)
@@ -331,6 +346,12 @@ class Node:
             self.webhook.set_url(url)
         except (CommandError, OSError) as exc:
             _log.warning("webhook not used", extra={"kv": {"url": url, "error": str(exc)}})
+
+    async def _renew(self) -> bool:
+        """Register over connections that were made where this machine is now."""
+        await self.upkeep.renew()
+        await self.registry.renew()
+        return await self.enrolment.renew()
 
     def _on_reachable(self, reachable: bool) -> None:
         self.state.registry_reachable = reachable

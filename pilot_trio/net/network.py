@@ -9,6 +9,7 @@ import abc
 import random
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -18,6 +19,9 @@ import trio
 from pilot_trio.net.endpoint import Endpoint as Endpoint
 from pilot_trio.net.udp import Addr as Addr
 from pilot_trio.net.udp import UDPSocket, UDPStatistics
+
+# Linux' monotonic clock, and Trio's with it, stands still while the machine sleeps; this one does not.
+_SLEEPLESS: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 DEFAULT_RECEIVE_BUFFER: Final = 1 << 20  # bytes; what a datagram socket holds that does not say
 
@@ -97,6 +101,17 @@ class Network(abc.ABC):
     async def resolve(self, name: Endpoint) -> Endpoint:
         """Turn a host name into an address literal; raise `OSError` if that fails."""
 
+    def source_host(self, to: Endpoint) -> str | None:
+        """Return the own address, as a literal, from which datagrams would leave for an address.
+
+        "" if there is no way there now, None if this network cannot say. Nothing is sent.
+        """
+        return None
+
+    def clock(self) -> float:
+        """Return seconds of a clock that goes on while the machine sleeps."""
+        return trio.current_time()
+
     def random_source(self) -> random.Random:
         """Return random numbers for jitter, part of the outside world like time. Keys and nonces never come from here."""
         return random.Random()
@@ -166,6 +181,20 @@ class _SystemListener(StreamListener):
 
 class SystemNetwork(Network):
     """The operating system's sockets."""
+
+    def source_host(self, to: Endpoint) -> str:
+        family = socket.AF_INET6 if ":" in to.host else socket.AF_INET
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.connect((to.host, to.port))
+                host = sock.getsockname()[0]
+        except OSError:
+            return ""
+        assert isinstance(host, str)
+        return host
+
+    def clock(self) -> float:
+        return time.clock_gettime(_SLEEPLESS)
 
     async def open_tcp(self, to: Endpoint) -> trio.abc.Stream:
         return await trio.open_tcp_stream(to.host or "127.0.0.1", to.port)

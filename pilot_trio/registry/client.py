@@ -126,6 +126,10 @@ class RegistryClient:
             self._report(reachable=True)
             raise
 
+    async def renew(self) -> None:
+        """Close connections that are not in use: they may lead nowhere since the machine has moved. The next call dials."""
+        await self._close_idle()
+
     async def aclose(self) -> None:
         """Close every connection; calls under way fail with `RegistryUnavailable`. Does not wait for them; idempotent."""
         self._closed = True

@@ -251,6 +251,9 @@ def test_tunnels_are_open_to_all_and_watched_unless_flags_say_otherwise(home: Pa
     assert (config.tunnel.strict_trust, config.tunnel.path_watch) == (False, True)
     config = config_of(home, "-strict-dataplane-trust -no-path-watch")
     assert (config.tunnel.strict_trust, config.tunnel.path_watch) == (True, False)
+    assert (config.tunnel.address_watch, config.tunnel.receive_watch) == (True, True)
+    config = config_of(home, "-no-addr-watch -no-rx-watchdog")
+    assert (config.tunnel.address_watch, config.tunnel.receive_watch) == (False, False)
 
 
 @pytest.mark.parametrize(

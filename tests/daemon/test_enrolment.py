@@ -427,3 +427,33 @@ async def test_node_can_be_cancelled_wherever_it_waits(autojump_clock: MockClock
         async with setup.running():
             await trio.sleep(moment)
         assert trio.current_time() - started == pytest.approx(moment)
+
+
+@pytest.mark.parametrize(
+    ("seen", "listen_addr"), [(Endpoint("198.51.100.7", 5), "198.51.100.7:5"), (None, "127.0.0.1:4000")]
+)
+async def test_a_node_that_has_moved_registers_where_it_is_now(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, seen: Endpoint | None, listen_addr: str
+) -> None:
+    setup = Setup()
+    async with setup.running():
+        await setup.enrolment.announced.wait()
+
+        async def discover(_client: BeaconClient) -> Endpoint | None:
+            await trio.lowlevel.checkpoint()
+            return seen
+
+        monkeypatch.setattr(BeaconClient, "discover", discover)
+        assert await setup.enrolment.renew()
+        assert setup.client.of("register")[-1].fields["listen_addr"] == listen_addr
+        assert setup.state.endpoint == listen_addr
+        setup.client.answers["register"] = unavailable()
+        assert not await setup.enrolment.renew()
+
+
+async def test_a_given_endpoint_stays_what_it_is(autojump_clock: MockClock) -> None:
+    setup = Setup(endpoint="203.0.113.1:7")
+    async with setup.running():
+        await setup.enrolment.announced.wait()
+        assert await setup.enrolment.renew()
+        assert setup.client.of("register")[-1].fields["listen_addr"] == "203.0.113.1:7"

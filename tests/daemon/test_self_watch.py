@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from pilot_trio.daemon.events import EventBus
+from pilot_trio.daemon.self_watch import ADDRESS_INTERVAL, RENEW_ATTEMPTS, SECOND_ANNOUNCEMENT, SelfWatch
+from pilot_trio.daemon.state import TunnelStatistics
+from pilot_trio.net.network import Endpoint, SystemNetwork
+from pilot_trio.proto.rx_watch import LOOK_INTERVAL, RESUMED_AFTER, SENT_MIN, SILENCE
+from pilot_trio.proto.tunnel.errors import NoTunnel
+from pilot_trio.proto.tunnel.settings import PATH_PROBE
+from pilot_trio.wire.packet import Packet
+from tests.daemon.fakes import make_state, record_events
+
+BEACON = Endpoint("192.0.2.9", 9001)
+A, B = "192.0.2.1", "192.0.2.2"
+DIRECT, RELAYED, KEYLESS, GONE = 11, 12, 13, 14
+
+
+class Tunnels:
+    def __init__(self) -> None:
+        self.sent: list[tuple[float, int]] = []
+
+    def peer_rows(self) -> list[dict[str, Any]]:
+        return [
+            {"node_id": node, "encrypted": node != KEYLESS, "relay": node == RELAYED}
+            for node in (DIRECT, RELAYED, KEYLESS, GONE)
+        ]
+
+    def send(self, node: int, packet: Packet, /) -> None:
+        if node == GONE:
+            raise NoTunnel(node)
+        assert packet.payload == PATH_PROBE
+        self.sent.append((trio.current_time(), node))
+
+
+class Beacon:
+    def __init__(self) -> None:
+        self.address: Endpoint | None = None
+        self.announced: list[float] = []
+        self.on_observed: Callable[[Endpoint], None] = lambda _endpoint: None
+        self.on_switched: Callable[[], None] = lambda: None
+
+    def announce(self) -> None:
+        self.announced.append(trio.current_time())
+
+
+class Setup:
+    def __init__(self, *, relay_only: bool = False, registered: bool = True) -> None:
+        self.state = make_state(7 if registered else 0)
+        self.tunnels, self.beacon = Tunnels(), Beacon()
+        self.bus = EventBus()
+        self.events = record_events(self.bus)
+        self.host: str | None = A
+        self.renewals = 0
+        self.failures = 0
+        self.asleep = 0.0
+        self.watch = SelfWatch(
+            state=self.state,
+            tunnels=self.tunnels,
+            beacon=self.beacon,
+            renew=self.renew,
+            events=self.bus,
+            source_host=lambda _beacon: self.host,
+            clock=lambda: trio.current_time() + self.asleep,
+            relay_only=relay_only,
+        )
+
+    async def renew(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        self.renewals += 1
+        if self.failures:
+            self.failures -= 1
+            return False
+        return True
+
+    def data(self, topic: str) -> list[Any]:
+        return [event.data for event in self.events if event.topic == topic]
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.watch.watch_address)
+            nursery.start_soon(self.watch.watch_receiving)
+            await trio.sleep(ADDRESS_INTERVAL / 2)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_new_address_is_told_to_beacon_peers_and_registry(autojump_clock: MockClock) -> None:
+    setup = Setup()
+    async with setup.watching():
+        await trio.sleep(10)  # without a beacon nothing is looked up
+        setup.beacon.address = BEACON
+        await trio.sleep(10)
+        setup.host = B
+        await trio.sleep(40)
+        start = setup.beacon.announced[0]
+        assert setup.beacon.announced == [start, start + SECOND_ANNOUNCEMENT]
+        assert setup.tunnels.sent == [(start, DIRECT), (start + 1, DIRECT), (start + 3, DIRECT)]
+        assert setup.renewals == 1
+        assert setup.data("tunnel.addr_changed") == [
+            {"reason": "local_address", "previous": A, "current": B, "peers_notified": 2, "registry_ok": True}
+        ]
+
+
+async def test_a_hidden_node_tells_no_peer(autojump_clock: MockClock) -> None:
+    setup = Setup(relay_only=True)
+    setup.beacon.address = BEACON
+    async with setup.watching():
+        await trio.sleep(2)
+        setup.host = B
+        await trio.sleep(10)
+        assert setup.tunnels.sent == []
+        assert setup.data("tunnel.addr_changed")[0]["peers_notified"] == 0
+
+
+@pytest.mark.parametrize("failures", [RENEW_ATTEMPTS - 1, RENEW_ATTEMPTS])
+async def test_the_registry_is_asked_three_times(autojump_clock: MockClock, failures: int) -> None:
+    setup = Setup()
+    setup.beacon.address = BEACON
+    setup.failures = failures
+    async with setup.watching():
+        await trio.sleep(2)
+        setup.host = B
+        await trio.sleep(10)
+        assert setup.renewals == RENEW_ATTEMPTS
+        assert setup.data("tunnel.addr_changed")[0]["registry_ok"] == (failures < RENEW_ATTEMPTS)
+
+
+async def test_before_the_registration_there_is_nothing_to_tell(autojump_clock: MockClock) -> None:
+    setup = Setup(registered=False)
+    setup.beacon.address = BEACON
+    async with setup.watching():
+        await trio.sleep(2)
+        setup.host = B
+        await trio.sleep(300)
+        assert not setup.events
+        assert setup.beacon.announced == []
+
+
+async def test_a_network_that_cannot_say_is_not_asked_again(autojump_clock: MockClock) -> None:
+    setup = Setup()
+    setup.beacon.address = BEACON
+    setup.host = None
+    async with setup.watching():
+        await trio.sleep(2)
+        setup.host = A
+        await trio.sleep(2)
+        setup.host = B
+        await trio.sleep(10)
+        assert setup.beacon.announced == []
+
+
+async def test_what_the_beacon_sees_is_confirmed_before_it_counts(autojump_clock: MockClock) -> None:
+    setup = Setup()
+    async with setup.watching():
+        setup.beacon.on_observed(Endpoint("198.51.100.1", 5))
+        setup.beacon.on_observed(Endpoint("198.51.100.2", 5))
+        assert len(setup.beacon.announced) == 1  # the question
+        await trio.sleep(1)
+        assert setup.renewals == 0
+        setup.beacon.on_observed(Endpoint("198.51.100.2", 6))
+        await trio.sleep(1)
+        assert setup.data("tunnel.addr_changed")[0]["reason"] == "observed_endpoint"
+        setup.beacon.on_switched()
+        setup.beacon.on_observed(Endpoint("198.51.100.1", 5))
+        setup.beacon.on_observed(Endpoint("198.51.100.1", 5))
+        await trio.sleep(100)
+        assert len(setup.data("tunnel.addr_changed")) == 1
+
+
+async def test_silence_is_answered_by_registering_anew_and_its_end_is_told(autojump_clock: MockClock) -> None:
+    setup = Setup()
+    traffic = TunnelStatistics(packets_sent=0)
+    setup.state.tunnel_source = lambda: traffic
+    async with setup.watching():
+        traffic.packets_sent = SENT_MIN
+        await trio.sleep(SILENCE)
+        assert setup.data("tunnel.rx_silence") == [
+            {
+                "reason": "inbound-silent",
+                "silent_for_seconds": int(SILENCE),
+                "pkts_sent_during_silence": SENT_MIN,
+                "attempt": 1,
+            }
+        ]
+        assert (setup.renewals, len(setup.beacon.announced)) == (1, 1)
+        traffic.packets_received = 1
+        await trio.sleep(LOOK_INTERVAL)
+        assert setup.data("tunnel.rx_recovered") == [
+            {"silent_for_seconds": int(SILENCE + LOOK_INTERVAL), "soft_attempts": 1}
+        ]
+        assert setup.renewals == 1
+
+
+async def test_a_suspended_machine_announces_itself_when_it_wakes(autojump_clock: MockClock) -> None:
+    setup = Setup()
+    async with setup.watching():
+        await trio.sleep(LOOK_INTERVAL)
+        setup.asleep = RESUMED_AFTER
+        await trio.sleep(LOOK_INTERVAL)
+        assert setup.data("tunnel.host_resumed") == [{"gap_seconds": int(RESUMED_AFTER + LOOK_INTERVAL)}]
+        assert (setup.renewals, len(setup.beacon.announced)) == (1, 1)
+
+
+async def test_the_systems_answers() -> None:
+    network = SystemNetwork()
+    assert network.source_host(Endpoint("127.0.0.1", 9)) == "127.0.0.1"
+    assert network.source_host(Endpoint("no literal", 9)) == ""
+    assert network.clock() <= network.clock()
