@@ -81,6 +81,21 @@ def test_punch_follows_the_rule_of_resolve(world: World) -> None:
     assert world.ok("punch", **pair)["node_b_addr"] == "203.0.113.9:4000"
 
 
+def test_the_beacon_punches_by_the_same_rule_and_never_at_who_hides(world: World) -> None:
+    may = world.directory.may_punch
+    assert not may(1, 2)
+    world.ok("set_visibility", node_id=2, public=True)
+    assert may(1, 2)
+    assert not may(2, 1)  # it is private still
+    world.ok("report_trust", node_id=1, peer_id=2)
+    assert may(2, 1)
+    assert not may(1, 9)
+    assert not may(9, 1)
+    world.register(0, relay_only=True)
+    assert not may(1, 2)
+    assert not may(2, 1)
+
+
 # --- beacons ---
 
 
