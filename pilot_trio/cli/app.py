@@ -10,10 +10,10 @@ from typing import Final
 
 import click
 
-from pilot_trio.cli.framework import PROGRAM, PilotCommand
+from pilot_trio.cli.framework import PilotCommand
 from pilot_trio.cli.grammar import HELP_FLAGS, take_globals
 from pilot_trio.cli.output import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CliError, Output
-from pilot_trio.cli.session import Session
+from pilot_trio.cli.session import PROGRAM, Session
 
 # Command → module below `commands`, so that a command loads its own module alone.
 MODULES: Final = {
@@ -143,6 +143,8 @@ def _dispatch(words: list[str], output: Output) -> int:
     if words[0] in HELP_FLAGS:
         sys.stdout.write(_usage() + "\n")
         return 0
+    if words[0] == "--version":
+        words = ["version"]  # where everybody looks first
     name, rest = words[0], words[1:]
     if name not in MODULES:
         return _unknown(name, output)

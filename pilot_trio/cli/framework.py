@@ -20,7 +20,6 @@ from pilot_trio.cli.grammar import HELP_FLAGS, normalise
 from pilot_trio.cli.output import CliError
 from pilot_trio.cli.session import REQUEST_TIMEOUT
 
-PROGRAM: Final = "pilot-trio"
 _INT_DIGITS_MAX: Final = 18  # more would not fit the 64 bits that the reference reads
 
 _SETTINGS: Final = {"help_option_names": list[str](), "max_content_width": 100}  # help flags are the grammar's affair

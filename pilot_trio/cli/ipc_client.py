@@ -23,6 +23,7 @@ from pilot_trio.wire.framing import IPC_FRAME_MAX, FrameDecoder
 from pilot_trio.wire.ipc import Accepted, Code, ReceivedDatagram
 
 READ_SIZE: Final = 256 * 1024  # bytes per read; a benchmark's echo comes in large pieces
+BACKLOG_POLL: Final = 0.01  # seconds between tries to connect to a daemon that has no room for new clients
 DATAGRAMS_MAX: Final = 256  # datagrams kept while the command is busy; the reference's clients keep as many
 UNKNOWN_STREAMS_MAX: Final = 64  # streams whose data may come before we know of them; `spec/ipc.md` §9
 
@@ -77,21 +78,33 @@ class ClientStream:
         self._client.close_stream(self.conn_id, deadline)
 
 
+def _connect(sock: socket.socket, path: Path, deadline: float) -> None:
+    while True:
+        try:
+            sock.connect(str(path))
+        except BlockingIOError as exc:
+            # The daemon's backlog is full. The kernel will not say when it has room, and a connect that may wait cannot
+            # be given a deadline.
+            if time.monotonic() >= deadline:
+                raise DaemonTimeout("the daemon does not accept connections") from exc
+            time.sleep(BACKLOG_POLL)
+        except OSError as exc:
+            raise DaemonNotRunning(str(exc)) from exc
+        else:
+            return
+
+
 class IPCClient:
     """A connection to the daemon. One request at a time; pushes are kept until asked for."""
 
     def __init__(self, path: Path, deadline: float = math.inf) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._socket.settimeout(None if math.isinf(deadline) else max(deadline - time.monotonic(), 0.001))
-            self._socket.connect(str(path))
-        except TimeoutError as exc:
-            self._socket.close()
-            raise DaemonTimeout("the daemon does not accept connections") from exc
-        except OSError as exc:
-            self._socket.close()
-            raise DaemonNotRunning(str(exc)) from exc
         self._socket.setblocking(False)
+        try:
+            _connect(self._socket, path, deadline)
+        except BaseException:
+            self._socket.close()
+            raise
         self._poll = select.poll()
         self._frames = FrameDecoder(IPC_FRAME_MAX)
         self._expected: int | None = None  # reply code awaited
@@ -107,6 +120,13 @@ class IPCClient:
         self, _kind: type[BaseException] | None, _exc: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def daemon_pid(self) -> int:
+        """The process that listens, as the kernel knows it."""
+        from pilot_trio.net.socket_file import peer_credentials  # loads more than most commands need
+
+        return peer_credentials(self._socket).pid
 
     def close(self) -> None:
         """Hang up."""

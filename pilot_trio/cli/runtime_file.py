@@ -39,6 +39,19 @@ def read(home: Path, socket: Path) -> dict[str, str]:
     return {key: value for key, value in facts.items() if isinstance(value, str)}
 
 
+def other_sockets(home: Path, socket: Path) -> list[Path]:
+    """Return the sockets of the nodes that run with this home, `socket` aside, in no order."""
+    found = []
+    for path in (home / _DIRECTORY / "run").glob("*.json"):
+        try:
+            other = Path(str(json.loads(path.read_bytes())["socket"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if other != socket and read(home, other):
+            found.append(other)
+    return found
+
+
 def remove(home: Path, socket: Path) -> None:
     """Take back the own note; another process's stays."""
     path = _path(home, socket)

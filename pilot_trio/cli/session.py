@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ from pilot_trio.errors import DaemonError, DecodeError, RegistryError, RegistryU
 from pilot_trio.paths import default_socket
 from pilot_trio.wire.ipc import Code
 
+PROGRAM: Final = "pilot-trio"
 REQUEST_TIMEOUT: Final = 5.0  # seconds that a command waits for the daemon's answer unless told otherwise
 DIAL_TIMEOUT: Final = 30.0  # seconds for what crosses the network; the reference's clients wait as long
 DEFAULT_REGISTRY: Final = "34.71.57.205:9000"  # the public registry; protocol default
@@ -32,6 +35,20 @@ class Session:
         self.output = output
         self.environ = environ
         self._config: dict[str, Any] | None = None
+
+    @property
+    def program(self) -> str:
+        """What to type in another terminal to run this program: its name if the shell finds it, else its path."""
+        import shlex  # for those who start something; most commands need neither
+        import shutil
+
+        called = Path(sys.argv[0])
+        if called.name != PROGRAM or not called.is_file():
+            return PROGRAM  # run in a way that nobody types
+        found = shutil.which(PROGRAM, path=self.environ.get("PATH", os.defpath))
+        if found is not None and Path(found).samefile(called):
+            return PROGRAM
+        return shlex.quote(str(called.absolute()))
 
     @property
     def home(self) -> Path:
@@ -101,6 +118,12 @@ class Session:
             return IPCClient(self.socket, deadline_in(timeout))
         except DaemonNotRunning as exc:
             hint = f"start the daemon with: pilot-trio up, or pilot-trio daemon start  (tried {self.socket})"
+            others = runtime_file.other_sockets(self.home, self.socket)
+            if others:
+                # Started where XDG_RUNTIME_DIR was another or --socket was given: running, and not where we look.
+                import shlex
+
+                hint = f"one runs on another socket: export PILOT_SOCKET={shlex.quote(str(others[0]))}"
             raise CliError("not_running", "daemon is not running", hint) from exc
         except DaemonTimeout as exc:
             raise _timed_out(str(exc)) from exc

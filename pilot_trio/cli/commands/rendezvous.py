@@ -84,7 +84,7 @@ def _announce(session: Session, handle: RendezvousHandle, settings: RendezvousCo
     if str(handle.registry or "").startswith(("127.", "[::1]")):
         out.line("\nOnly this machine reaches it. For others: --registry-addr :9000 --beacon-addr :9001")
     out.line("\nA node that uses it:")
-    out.line(f"  pilot-trio daemon start --registry {data['registry'] or data['tls']} --beacon {data['beacon']}")
+    out.line(f"  {session.program} daemon start --registry {data['registry'] or data['tls']} --beacon {data['beacon']}")
     out.line("\nCtrl-C stops it.")
 
 

@@ -117,7 +117,7 @@ def _announce(session: Session, handle: NodeHandle, joined: str | None) -> None:
     prefix = "" if handle.socket == session.socket else f"PILOT_SOCKET={shlex.quote(str(handle.socket))} "
     out.line("\nTry, in other terminals:")
     for example in examples:
-        out.line(f"  {prefix}pilot-trio {example}")
+        out.line(f"  {prefix}{session.program} {example}")
     out.line("\nCtrl-C stops the node.")
 
 
@@ -156,8 +156,10 @@ def _config(session: Session, flags: dict[str, Any], socket: Path, joined: str |
 
 
 def _refuse_second(socket: Path) -> None:
+    who = ""
     try:
-        IPCClient(socket, deadline_in(REQUEST_TIMEOUT)).close()
+        with IPCClient(socket, deadline_in(REQUEST_TIMEOUT)) as client:
+            who = f" (pid {client.daemon_pid})"
     except DaemonNotRunning:
         return
     except DaemonTimeout:
@@ -165,7 +167,7 @@ def _refuse_second(socket: Path) -> None:
     hint = (
         "use it (pilot-trio info), stop it (pilot-trio daemon stop), or give this one another --socket and --identity"
     )
-    raise CliError("already_exists", f"a daemon is already running on {socket}", hint)
+    raise CliError("already_exists", f"a daemon is already running on {socket}{who}", hint)
 
 
 def _registry_at(endpoint: str) -> str | None:
