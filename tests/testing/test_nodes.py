@@ -12,7 +12,7 @@ from pilot_trio.config import RegistryConfig
 from pilot_trio.driver import open_driver
 from pilot_trio.errors import DaemonError, IPCClosedError
 from pilot_trio.net.network import SystemNetwork
-from pilot_trio.testing import MemoryNetwork, open_node, open_node_pair, open_stream_pair
+from pilot_trio.testing import MemoryNetwork, NatType, open_node, open_node_network, open_node_pair, open_stream_pair
 
 
 async def test_a_node_is_registered_and_answers(autojump_clock: MockClock) -> None:
@@ -129,3 +129,14 @@ async def test_leaving_while_the_driver_is_busy(autojump_clock: MockClock) -> No
         async with open_node() as node:
             nursery.start_soon(wait_for_ever)
             await wait_all_tasks_blocked()
+
+
+async def test_a_network_of_nodes_knows_its_hosts(autojump_clock: MockClock) -> None:
+    async with open_node_network(3, nats=[NatType.SYMMETRIC, None], public=False) as nodes:
+        assert len(nodes) == len(nodes.hosts) == 3
+        assert [host.nat is None for host in nodes.hosts] == [False, True, True]
+        assert [node.network for node in nodes] == nodes.hosts
+        assert len(nodes[1:]) == 2
+        assert nodes[0].handle.registry.host == nodes.rendezvous.address
+        assert (await nodes[2].driver.info()).hostname == "node2"
+        assert not any(node.handle.config.public for node in nodes)
