@@ -46,14 +46,15 @@ def trio_typing(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything that needs no foreign program, on every interpreter found."""
     session.install("-e", ".[test]")
-    session.run("pytest", "-m", "not interop", *session.posargs)
+    session.run("pytest", "-n", "auto", "-m", "not interop", *session.posargs)
 
 
 @nox.session
 def interop(session: nox.Session) -> None:
     """Against the real 1.18.0 programs."""
     session.install("-e", ".[test,interop]")
-    session.run("pytest", "-m", "interop", *session.posargs)
+    # A file's tests share programs and ports that they chose, so a file stays in one worker.
+    session.run("pytest", "-n", "auto", "--dist", "loadfile", "-m", "interop", *session.posargs)
 
 
 @nox.session
