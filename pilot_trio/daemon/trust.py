@@ -22,13 +22,17 @@ from pilot_trio.daemon.interfaces import Lookup, Registry
 from pilot_trio.daemon.mailbox import Mailbox
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.trust_store import TrustStore
-from pilot_trio.errors import CommandError, RegistryError
+from pilot_trio.errors import CommandError, DialError, RegistryError
 from pilot_trio.proto.handshake import Drop, ReplayMemory, check_signature, screen
 from pilot_trio.proto.trust import GRANTING, Request, TrustTable, Verdict, sanitise
 from pilot_trio.wire.handshake import HandshakeMessage, Kind
 from pilot_trio.wire.registry import Message
 
 WAIT_MAX: Final = 30.0  # seconds that a client may wait for trust; protocol, `spec/ipc.md` §5.5
+PARTING_TIMEOUT: Final = 5.0  # seconds to reach a peer that is to learn that it is not trusted any more
+PARTING_LINGER: Final = (
+    1.0  # seconds that its tunnel stays afterwards, for the message to arrive, a lost packet included
+)
 REAP_INTERVAL: Final = 300.0  # seconds between clean-ups of expired records; protocol, `spec/services.md` §1.13
 
 _log = logging.getLogger("pilot_trio.trust")
@@ -79,6 +83,8 @@ class TrustService:
         self._mailbox = Mailbox(state, registry, self._on_relayed_request, self._on_relayed_response, keepalive)
         self._requesting: set[NodeId] = set()
         self._waiters: dict[NodeId, trio.lowlevel.ParkingLot] = {}
+        self.on_parted: Callable[[int], None] = _ignore
+        """Called when a peer has been told that trust in it is revoked, or could not be: its tunnel is of no use any more."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Load what is stored, report the start, and serve until cancelled; what changed is stored on the way out."""
@@ -247,8 +253,19 @@ class TrustService:
         self._log("trust revoked", peer)
         self._events.publish("trust.revoked", {"peer_node_id": peer})
         self._publish_change(peer, "revoked", "local")
-        self._courier.soon(self._courier.tell, peer, Kind.REVOKE, "trust revoked")
+        self._courier.soon(self._part_with, peer)
+
+    async def _part_with(self, peer: NodeId) -> None:
+        """Tell the peer as long as there is a way to it: without the registry's help and without a tunnel there is none."""
+        try:
+            with trio.move_on_after(PARTING_TIMEOUT):
+                await self._courier.tell(peer, Kind.REVOKE, "trust revoked")
+        except (DialError, trio.BrokenResourceError) as exc:
+            _log.debug("peer not told of revoked trust", extra={"kv": {"peer_node_id": peer, "error": str(exc)}})
         self._courier.soon(self._courier.withdraw, peer)
+        await trio.sleep(PARTING_LINGER)
+        if not self.is_trusted(peer):
+            self.on_parted(peer)
 
     # What peers do, over a stream
 
@@ -431,3 +448,7 @@ class TrustService:
 def _key(record: Message) -> str:
     key = record.get("public_key")
     return key if isinstance(key, str) else ""
+
+
+def _ignore(_: int) -> None:
+    """Stand in for whoever keeps tunnels."""

@@ -274,9 +274,10 @@ class Tunnel:
             self._machine.on_registered(state.node_id, state.identity)
 
     def _on_bus(self, event: Event) -> None:
-        """Trust that ends takes the tunnel with it."""
-        if event.topic == "trust.changed" and event.data is not None and event.data.get("state") == "revoked":
-            self.forget(event.data["peer_node_id"])
+        """Trust that ends takes the tunnel with it; if it was ended here, not before the peer was told (`forget`)."""
+        data = event.data or {}
+        if event.topic == "trust.changed" and data.get("state") == "revoked" and data.get("reason") != "local":
+            self.forget(data["peer_node_id"])
 
     # --- contact -----------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import trio.testing
 
 from pilot_trio.address import NetworkId, NodeId
 from pilot_trio.crypto.identity import Identity
+from pilot_trio.daemon import trust as trust_module
 from pilot_trio.daemon.courier import BACKGROUND_MAX, RELAY_AGAIN
 from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.daemon.state import NodeState
@@ -362,6 +363,23 @@ async def test_rejection_and_revocation_reach_the_peer(autojump_clock: trio.test
         assert world.relay.count("revoke_trust") == 2
         with pytest.raises(CommandError, match=r"^node 1 was not trusted$"):
             bob.trust.revoke(ANN)
+
+
+async def test_a_peer_is_told_of_its_revocation_before_registry_and_tunnel_forget_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with two_nodes() as (world, ann, bob):
+        await ann.trust.request(BOB, "")
+        await settle()
+        bob.trust.approve(ANN)
+        await settle()
+        parted: list[int] = []
+        bob.trust.on_parted = lambda node: parted.append(node) if not ann.trust.is_trusted(BOB) else None
+        before = world.relay.count("revoke_trust")
+        bob.trust.revoke(ANN)
+        assert (parted, world.relay.count("revoke_trust")) == ([], before)
+        await trio.sleep(trust_module.PARTING_TIMEOUT + trust_module.PARTING_LINGER + 0.1)
+        assert parted == [ANN]
 
 
 async def test_a_relayed_rejection_ends_the_waiting(autojump_clock: trio.testing.MockClock) -> None:

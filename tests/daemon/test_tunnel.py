@@ -733,6 +733,8 @@ async def test_revoked_trust_ends_the_tunnel(autojump_clock: MockClock) -> None:
         one.bus.publish("trust.changed", {"peer_node_id": 2, "state": "granted", "reason": "approved"})
         assert one.tunnel.knows(2)
         one.bus.publish("trust.changed", {"peer_node_id": 2, "state": "revoked", "reason": "local"})
+        assert one.tunnel.knows(2), "the peer is yet to be told"
+        one.bus.publish("trust.changed", {"peer_node_id": 2, "state": "revoked", "reason": "by_peer"})
         assert not one.tunnel.knows(2)
 
 
