@@ -184,8 +184,9 @@ class TunnelCarrier(Carrier):
         """Repeat the SYN until it is answered (§3.4). While there is no key, one SYN waits in the tunnel's queue."""
         tunnel = self._tunnel
         self._advance(connection)
-        with trio.move_on_after(KEY_WAIT):
-            await tunnel.wait_for_session(node)
+        if not tunnel.has_session(node):
+            with trio.move_on_after(KEY_WAIT):
+                await tunnel.wait_for_session(node)
         turned = False
         for attempt, timeout in enumerate(SYN_TIMEOUTS):
             if attempt == DIRECT_ATTEMPTS or (attempt == 1 and tunnel.key_came_by_relay(node)):
