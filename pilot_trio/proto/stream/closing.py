@@ -59,6 +59,13 @@ class Closing:
             self.linger_at = now + FIN_LINGER
         return waits
 
+    def wait_for_data(self, heard_at: float, now: float, time_wait: float) -> bool:
+        """Say whether to wait on with the end: what was written is not all there, and the peer still answers."""
+        waits = now < heard_at + time_wait and now < self._progress_at + LINGER_BLOCKED_MAX
+        if waits:
+            self.expire_at = now + time_wait
+        return waits
+
     @property
     def fin_is_out(self) -> bool:
         """True once our FIN has left."""

@@ -387,7 +387,9 @@ class Connection:
             self._emit_fin()
         if closing.hold_at <= now and closing.peer_fin is not None:
             self._accept_fin(closing.peer_fin, now)
-        if closing.expire_at <= now:
+        if closing.expire_at <= now and not (
+            sender.queue.in_flight and closing.wait_for_data(self._liveness.heard_at, now, self.settings.time_wait)
+        ):
             self._finish(Event.CLOSED)
 
     def _probe_window(self, now: float) -> None:
