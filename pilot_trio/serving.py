@@ -7,6 +7,7 @@ rendezvous, so that it runs with nothing else installed or configured; it ends a
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -132,11 +133,15 @@ async def _start_rendezvous(services: ServiceNursery, settings: RendezvousConfig
         if settings.store is not None:
             await files.make_directory(settings.store.parent)
         handle: RendezvousHandle = await services.start(partial(serve_rendezvous, settings, network=network))
-    except (OSError, StoreError) as exc:
-        raise StartupError(
-            f"embedded rendezvous: {exc}; if one is running here already, join it by naming it as the registry, "
-            "else choose other endpoints for this one"
-        ) from exc
+    except StoreError as exc:
+        raise StartupError(f"embedded rendezvous: {exc}") from exc
+    except OSError as exc:
+        text = f"embedded rendezvous: {exc if exc.filename else exc.strerror or exc}"
+        if exc.errno == errno.EADDRINUSE:
+            text += (
+                "; if one is running here already, join it by naming it as the registry, else choose other endpoints"
+            )
+        raise StartupError(text) from exc
     return handle
 
 

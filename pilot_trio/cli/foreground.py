@@ -7,6 +7,7 @@ from functools import partial
 
 import trio
 
+from pilot_trio.address import quote
 from pilot_trio.cli import logs
 from pilot_trio.cli.daemon_run import leaves, settle
 from pilot_trio.cli.output import CliError
@@ -23,6 +24,9 @@ def run_until_signal(start: Start, *, log_level: str, log_format: str) -> None:
     Raises:
       CliError: it could not start, or ended by an error that an operator can understand.
     """
+    for what, word, known in (("level", log_level, logs.LEVELS), ("format", log_format, logs.FORMATS)):
+        if word not in known:
+            raise CliError("invalid_argument", f"--log-{what}: {quote(word)} is none of {', '.join(known)}")
     handler = logs.configure(log_level, log_format)
     raise_open_files_limit()
     try:
@@ -31,7 +35,10 @@ def run_until_signal(start: Start, *, log_level: str, log_format: str) -> None:
         causes = list(leaves(group))
         if not all(isinstance(cause, PilotError | OSError) for cause in causes):
             raise
-        raise CliError("internal", f"cannot run: {causes[0]}") from group
+        cause = causes[0]
+        if isinstance(cause, OSError) and cause.strerror and not cause.filename:
+            raise CliError("internal", f"cannot run: {cause.strerror}") from group
+        raise CliError("internal", f"cannot run: {cause}") from group
     finally:
         handler.close()
 

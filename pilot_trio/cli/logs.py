@@ -26,6 +26,7 @@ QUEUE_MAX: Final = 4096  # lines waiting for a log that does not drain; more are
 CLOSE_TIMEOUT: Final = 0.15  # seconds that the end of the process waits for the last lines; part of its two
 
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+FORMATS: Final = ("text", "json")
 _NAMES: Final = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
 
 

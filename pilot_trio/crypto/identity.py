@@ -45,7 +45,8 @@ class Identity:
             private = base64.b64decode(record["private_key"], validate=True)
             public = base64.b64decode(record["public_key"], validate=True)
         except (ValueError, KeyError, TypeError, binascii.Error) as exc:
-            raise IdentityError(f"unmarshal identity: {exc!r}") from exc
+            why = f"no {exc}" if isinstance(exc, KeyError) else exc
+            raise IdentityError(f"unmarshal identity: {why}") from exc
         if len(private) != _PRIVATE_SIZE:
             raise IdentityError(f"invalid private key size: {len(private)}")
         if len(public) != KEY_SIZE:

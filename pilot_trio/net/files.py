@@ -143,4 +143,8 @@ def _load_identity(path: Path) -> Identity | None:
     mode = stat.S_IMODE(status.st_mode)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise IdentityError(f"identity file has loose permissions (mode {mode:o}); chmod 600 {path} and retry")
-    return Identity.parse(content)
+    try:
+        return Identity.parse(content)
+    except IdentityError as exc:
+        remedy = f"restore {path} from a copy, or move it away to start with a new key and address"
+        raise IdentityError(f"{exc}; {remedy}") from exc

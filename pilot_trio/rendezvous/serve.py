@@ -13,7 +13,7 @@ import contextlib
 import ipaddress
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final
 
@@ -77,9 +77,7 @@ async def serve_rendezvous(
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings.store))
         tls = await _load_tls(settings)
-        beacon_socket = None if settings.beacon is None else await network.open_udp(settings.beacon)
-        if beacon_socket is not None:
-            stack.callback(beacon_socket.close)
+        beacon_socket = await _open_beacon(stack, network, settings.beacon)
         listeners = _Listeners(
             plain=await _listen(stack, network, settings.registry),
             tls=await _listen(stack, network, settings.tls),
@@ -146,7 +144,8 @@ async def _serve(
                 # Imported here: a node with an embedded rendezvous and no pages does not pay for a web server.
                 from pilot_trio.rendezvous.pages import serve_pages
 
-                url = await nursery.start(serve_pages, settings.http, Overview(directory, statistics, clock))
+                with _naming("page", settings.http):
+                    url = await nursery.start(serve_pages, settings.http, Overview(directory, statistics, clock))
             handle = RendezvousHandle(
                 registry=None if listeners.plain is None else listeners.plain.endpoint,
                 tls=None if listeners.tls is None else listeners.tls.endpoint,
@@ -169,7 +168,28 @@ async def _serve(
 async def _listen(stack: contextlib.AsyncExitStack, network: Network, at: Endpoint | None) -> StreamListener | None:
     if at is None:
         return None
-    return await stack.enter_async_context(await network.listen_tcp(at))
+    with _naming("registry", at):
+        return await stack.enter_async_context(await network.listen_tcp(at))
+
+
+async def _open_beacon(
+    stack: contextlib.AsyncExitStack, network: Network, at: Endpoint | None
+) -> DatagramSocket | None:
+    if at is None:
+        return None
+    with _naming("beacon", at):
+        sock = await network.open_udp(at)
+    stack.callback(sock.close)
+    return sock
+
+
+@contextlib.contextmanager
+def _naming(what: str, at: Endpoint) -> Generator[None]:
+    """Put into the system's error what it was about: `Address already in use` alone leaves an operator guessing."""
+    try:
+        yield
+    except OSError as exc:
+        raise OSError(exc.errno, f"{what} cannot listen on {at}: {exc.strerror or exc}") from exc
 
 
 async def _load_tls(settings: RendezvousConfig) -> ServerTLS | None:

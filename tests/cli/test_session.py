@@ -80,3 +80,25 @@ def test_a_socket_whose_daemon_does_not_accept_is_taken_too(
         busy.listen(0)
         first.connect(str(home / "s"))
         assert cli("--json", "up").error["code"] == "already_exists"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("up --log-level loud", '--log-level: "loud" is none of debug, info, warn, error'),
+        ("rendezvous --log-format xml", '--log-format: "xml" is none of text, json'),
+    ],
+)
+def test_words_about_the_log_that_mean_nothing_are_refused(cli: Cli, words: str, text: str) -> None:
+    error = cli("--json", *words.split(), "--rendezvous-registry=127.0.0.1:0").error
+    assert (error["code"], error["message"]) == ("invalid_argument", text)
+
+
+@pytest.mark.parametrize(
+    ("flag", "what"), [("--registry-addr", "registry"), ("--beacon-addr", "beacon"), ("--http", "page")]
+)
+def test_an_address_that_is_not_ours_is_named(cli: Cli, flag: str, what: str) -> None:
+    others = {"--registry-addr": "127.0.0.1:0", "--beacon-addr": "127.0.0.1:0", flag: "192.0.2.1:9000"}
+    words = [f"{name}={value}" for name, value in others.items()]
+    error = cli("--json", "rendezvous", "--store", "memory", *words).error
+    assert error["message"] == f"cannot run: {what} cannot listen on 192.0.2.1:9000: Cannot assign requested address"

@@ -145,6 +145,9 @@ async def test_corrupt_identity_is_refused(tmp_path: Path, content: bytes, text:
     with pytest.raises(IdentityError) as caught:
         await files.load_identity(path)
     assert str(caught.value).startswith(text)
+    assert str(caught.value).endswith(
+        f"; restore {path} from a copy, or move it away to start with a new key and address"
+    )
 
 
 async def test_identity_whose_halves_differ_is_refused(tmp_path: Path) -> None:
