@@ -251,6 +251,6 @@ async def test_node_talks_tls_to_the_registry_that_it_was_told_to_trust(
             await trio.sleep(60)
             assert handle.registered is pinned
             mismatch = f"certificate fingerprint mismatch: got {rendezvous.fingerprint}, want {'0' * 64}"
-            warnings = [str(record.kv["error"]) for record in caplog.records if "error" in getattr(record, "kv", {})]
+            warnings = [str(kv["error"]) for record in caplog.records if "error" in (kv := getattr(record, "kv", {}))]
             assert any(mismatch in text for text in warnings) is not pinned
         nursery.cancel_scope.cancel()
