@@ -136,8 +136,11 @@ def open_pairs(ours: str = "", *, loss: float = 0.0, delay: float = 0.0) -> Iter
             return stack.enter_context(_daemon(name, command, ctl, home, (*_OPEN, *flags)))
 
         def pair(name: str) -> Pair:
-            path = stack.enter_context(impaired(loss, delay)) if loss or delay else ()
-            return Pair(start(name), start(name, *path))
+            if not loss and not delay:
+                return Pair(start(name), start(name))
+            # No beacon: it would tell them each other's real endpoints, past the proxy.
+            alone = ("-beacon", "127.0.0.1:1")
+            return Pair(start(name, *alone), start(name, *alone, *stack.enter_context(impaired(loss, delay))))
 
         theirs = pair("theirs")
         yield Pairs(pair("ours"), theirs)

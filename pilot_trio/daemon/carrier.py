@@ -167,7 +167,7 @@ class TunnelCarrier(Carrier):
     async def open(self, address: Address, port: Port, owner: Hashable) -> Connection:
         node = address.node
         await self._tunnel.ensure(node)
-        self.replies.note(node, trio.current_time())
+        self.expect_reply(node)
         source = self._ports.allocate()
         local = SocketAddress(self._state.address_in(address.network), source)
         remote = SocketAddress(address, port)
@@ -179,6 +179,10 @@ class TunnelCarrier(Carrier):
             connection.close()  # in SYN_SENT without a packet: the peer has seen a SYN at most
             raise
         return connection
+
+    def expect_reply(self, node: int) -> None:
+        """Let a node dial this one to answer, for the time of the reply window (§3.3.1), though it is a private one."""
+        self.replies.note(node, trio.current_time())
 
     async def _dial(self, connection: RemoteConnection, node: int) -> None:
         """Repeat the SYN until it is answered (§3.4). While there is no key, one SYN waits in the tunnel's queue."""
@@ -226,7 +230,7 @@ class TunnelCarrier(Carrier):
         """
         node = packet.destination.node
         await self._tunnel.ensure(node)
-        self.replies.note(node, trio.current_time())
+        self.expect_reply(node)
         self._tunnel.send(node, packet)
 
     def send_datagram_soon(self, packet: Packet) -> bool:

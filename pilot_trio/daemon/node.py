@@ -166,6 +166,7 @@ class Node:
         )
         self.tunnel.deliver = self.carrier.receive
         self.tunnel.on_restart = self.carrier.forget_streams
+        self.trust.on_asked = self.carrier.expect_reply
         self.trust.on_parted = self.tunnel.forget
         self.beacon: Final = BeaconClient(
             network=network,

@@ -29,6 +29,7 @@ from pilot_trio.wire.handshake import HandshakeMessage, Kind
 from pilot_trio.wire.registry import Message
 
 WAIT_MAX: Final = 30.0  # seconds that a client may wait for trust; protocol, `spec/ipc.md` §5.5
+APPROVAL_RETRY: Final = 0.25  # seconds for the registry to learn of an approval, after which the peer can be found
 PARTING_TIMEOUT: Final = 5.0  # seconds to reach a peer that is to learn that it is not trusted any more
 PARTING_LINGER: Final = (
     1.0  # seconds that its tunnel stays afterwards, for the message to arrive, a lost packet included
@@ -83,6 +84,8 @@ class TrustService:
         self._mailbox = Mailbox(state, registry, self._on_relayed_request, self._on_relayed_response, keepalive)
         self._requesting: set[NodeId] = set()
         self._waiters: dict[NodeId, trio.lowlevel.ParkingLot] = {}
+        self.on_asked: Callable[[int], None] = _ignore
+        """Called when a peer is about to be asked for trust, directly or through the registry: it may dial us to answer."""
         self.on_parted: Callable[[int], None] = _ignore
         """Called when a peer has been told that trust in it is revoked, or could not be: its tunnel is of no use any more."""
 
@@ -203,6 +206,7 @@ class TrustService:
         self._mailbox.expect(peer)
         self._requesting.add(peer)
         try:
+            self.on_asked(peer)
             await self._courier.request(peer, justification)
         except RegistryError as exc:
             self._table.forget_request(peer)  # nobody has it, so nobody can answer
@@ -224,7 +228,7 @@ class TrustService:
         self._changed()
         self._courier.soon(self._courier.report, peer)
         self._courier.soon(self._courier.respond, peer, True)
-        self._courier.soon(self._courier.tell, peer, Kind.ACCEPT)
+        self._courier.soon(self._tell_approved, peer)
         if not self.known_key(peer):  # a relayed request does not name one
             self._courier.soon(self._back_fill_key, peer)
 
@@ -254,6 +258,14 @@ class TrustService:
         self._events.publish("trust.revoked", {"peer_node_id": peer})
         self._publish_change(peer, "revoked", "local")
         self._courier.soon(self._part_with, peer)
+
+    async def _tell_approved(self, peer: NodeId) -> None:
+        """Tell a peer that it is trusted. The registry lets us find a private one only once it knows of the approval."""
+        try:
+            await self._courier.tell(peer, Kind.ACCEPT)
+        except DialError:
+            await trio.sleep(APPROVAL_RETRY)
+            await self._courier.tell(peer, Kind.ACCEPT)
 
     async def _part_with(self, peer: NodeId) -> None:
         """Tell the peer as long as there is a way to it: without the registry's help and without a tunnel there is none."""

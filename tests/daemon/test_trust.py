@@ -382,6 +382,14 @@ async def test_a_peer_is_told_of_its_revocation_before_registry_and_tunnel_forge
         assert parted == [ANN]
 
 
+async def test_who_is_asked_through_the_registry_is_expected_to_dial(autojump_clock: trio.testing.MockClock) -> None:
+    async with two_nodes(direct=False) as (_, ann, _bob):
+        asked: list[int] = []
+        ann.trust.on_asked = asked.append
+        await ann.trust.request(BOB, "")
+        assert asked == [BOB]
+
+
 async def test_a_relayed_rejection_ends_the_waiting(autojump_clock: trio.testing.MockClock) -> None:
     async with two_nodes(direct=False) as (_, ann, bob):
         await ann.trust.request(BOB, "")
