@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -198,7 +199,7 @@ def _drop_expired(tables: Tables, node_id: NodeId, now: float) -> None:
             tables.drop_invite(node_id, network_id)
 
 
-HANDLERS: Final = {
+HANDLERS: Final[dict[str, Callable[[Tables, Request], Message]]] = {
     "kick_member": _kick_member,
     "promote_member": partial(_give_role, "promote", "admin"),
     "demote_member": partial(_give_role, "demote", "member"),
