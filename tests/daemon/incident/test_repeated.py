@@ -25,7 +25,7 @@ from tests.daemon.ipc.raw_client import settled
 ROUNDS = 50
 WARM_UP = 12  # rounds until tables and free lists have their size
 PERIOD = 10  # rounds, one of them with parked handlers
-GROWTH_MAX = 4 * 1024  # bytes in a period, typically; measured below 1 KiB, and one leaked client in it is 8
+GROWTH_MAX = 7 * 1024  # bytes in a period, typically; measured 1 to 4 KiB, and one leaked client in it is 8 at least
 DIAL = encode_frame(Code.DIAL)
 INFO = encode_frame(Code.INFO)
 
