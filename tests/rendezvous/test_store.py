@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -306,8 +307,8 @@ def test_commits_are_synced(path: Path) -> None:
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(ConfigError) as caught:
-        Database(path).load()
+    with pytest.raises(ConfigError) as caught, closing(Database(path)) as database:
+        database.load()
     assert str(path) in str(caught.value)
     return str(caught.value)
 
