@@ -24,7 +24,6 @@ autoclass_content = "class"
 default_role = "literal"  # docstrings mark code with single backticks
 html_theme = "furo"
 html_title = "pilot-trio"
-html_static_path = ["_static"]
 
 
 def _google_style(_app: Sphinx, what: Any, name: str, obj: object, options: Any, lines: list[str]) -> None:
