@@ -66,7 +66,9 @@ class DriverStatistics:
 async def open_driver(
     socket_path: str | Path | None = None, *, connect_with: Connect | None = None
 ) -> AsyncGenerator[Driver]:
-    """Connect to a daemon and give a `Driver`; leaving the block closes everything that was opened with it::
+    """Connect to a daemon and give a `Driver`; leaving the block closes everything that was opened with it.
+
+    For example::
 
         async with pilot_trio.open_driver() as node:
             async with await node.dial("agent-b", 5000) as stream:
