@@ -119,7 +119,7 @@ class Pairs:
 
 @contextlib.contextmanager
 def open_pairs(ours: str = "", *, loss: float = 0.0, delay: float = 0.0) -> Iterator[Pairs]:
-    """Start two daemons of each kind; with `loss` or `delay` (seconds, each way) a proxy stands before each `far` one."""
+    """Start two daemons of each kind; with `loss` or `delay` (seconds, each way) a proxy stands before each daemon."""
     programs = GoPrograms.find()
     if programs is None:
         raise SystemExit("the real programs are needed: pip install 'pilot-trio[interop]'")
@@ -138,9 +138,10 @@ def open_pairs(ours: str = "", *, loss: float = 0.0, delay: float = 0.0) -> Iter
         def pair(name: str) -> Pair:
             if not loss and not delay:
                 return Pair(start(name), start(name))
-            # No beacon: it would tell them each other's real endpoints, past the proxy.
+            # No beacon, and a proxy before each: they would find each other's real endpoints, past the only one.
             alone = ("-beacon", "127.0.0.1:1")
-            return Pair(start(name, *alone), start(name, *alone, *stack.enter_context(impaired(loss, delay))))
+            near, far = (start(name, *alone, *stack.enter_context(impaired(loss, delay))) for _ in range(2))
+            return Pair(near, far)
 
         theirs = pair("theirs")
         yield Pairs(pair("ours"), theirs)
