@@ -26,15 +26,21 @@ class Sealer:
 
     __slots__ = ("_aad", "_aead", "_counter", "_head", "prefix")
 
-    def __init__(self, key: bytes, node: int, prefix: bytes) -> None:
+    def __init__(self, key: bytes, node: int, prefix: bytes, counter: int = 0) -> None:
+        """Take the counter that was used last under this key, if any: a peer may remember it."""
         self._aead = AESGCM(key)
         self._aad = _NODE.pack(node)
         self._head = PILS + self._aad + prefix
-        self._counter = 0
+        self._counter = counter
         self.prefix = prefix
 
+    @property
+    def counter(self) -> int:
+        """The counter that was used last."""
+        return self._counter
+
     def seal(self, packet: bytes) -> bytes:
-        """Return a complete PILS datagram; the first one of a session carries counter 1."""
+        """Return a complete PILS datagram; the first one under a key carries counter 1."""
         self._counter += 1
         head = self._head + _COUNTER.pack(self._counter)
         return head + self._aead.encrypt(head[8:], packet, self._aad)

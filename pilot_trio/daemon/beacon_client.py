@@ -29,6 +29,8 @@ DISCOVER_JITTER: Final = 5.0  # seconds; random part of the first interval; prot
 LIST_INTERVAL: Final = 60.0  # seconds between looks at the list of beacons; protocol, `spec/tunnel.md` §13.5
 LIST_JITTER: Final = 10.0  # seconds; random wait before the first; protocol, `spec/tunnel.md` §13.5
 RESOLVE_TIMEOUT: Final = 5.0  # seconds for the name of a beacon; name servers that hang must not hold up the rest
+DISCOVER_RETRY: Final = 1.0  # seconds until an unanswered discover is repeated; the reference never does
+ANNOUNCE_TRIES: Final = 3  # discovers per keepalive interval to a beacon that does not answer
 REPLY_TIME: Final = 2.0  # seconds in which an answer to a discover counts; protocol, `spec/tunnel.md` §12
 BEACONS_MAX: Final = 64  # beacons to choose from; a registry that lists more is not worth following
 
@@ -133,11 +135,14 @@ class BeaconClient:
             return None
         self._reply_arrived = trio.Event()
         self._replied.clear()
-        self._send(Discover(NodeId(0)))
         if not is_public(self._address.host):
+            self._send(Discover(NodeId(0)))
             return None
         with trio.move_on_after(DISCOVER_TIMEOUT):
-            await self._reply_arrived.wait()
+            while not self._replied:  # a datagram may get lost, and a private address registered for good
+                self._send(Discover(NodeId(0)))
+                with trio.move_on_after(DISCOVER_RETRY):
+                    await self._reply_arrived.wait()
         if not self._replied:
             _log.warning("STUN discovery got no answer", extra={"kv": {"beacon": str(self._beacon)}})
             return None
@@ -158,12 +163,21 @@ class BeaconClient:
 
     async def _announce_forever(self) -> None:
         await trio.sleep(SECOND_DISCOVER)
-        self._send(Discover(self._state.node_id))
+        await self._announce_until_answered()
         await trio.sleep(self._rng.uniform(0, DISCOVER_JITTER))
         while True:
             await trio.sleep(self._keepalive)
             await self._choose([self._beacon] if self._beacon is not None else [])
+            await self._announce_until_answered()
+
+    async def _announce_until_answered(self) -> None:
+        """A beacon that has lost our datagram cannot relay to us before the next one; a few more cost nothing."""
+        for _ in range(ANNOUNCE_TRIES):
+            self._reply_arrived = trio.Event()
             self._send(Discover(self._state.node_id))
+            with trio.move_on_after(DISCOVER_RETRY):
+                await self._reply_arrived.wait()
+                return
 
     async def _follow_list(self) -> None:
         await trio.sleep(self._rng.uniform(0, LIST_JITTER))

@@ -9,6 +9,7 @@ earlier touches the heap.
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Callable
 from itertools import count
 from math import inf
@@ -17,6 +18,7 @@ from typing import Final
 import trio
 
 DUE_MAX: Final = 256  # timers run before other tasks get a turn
+_log = logging.getLogger("pilot_trio.timers")
 _SWEEP_FROM: Final = 64  # wake-ups of cancelled timers that are not worth a sweep
 
 
@@ -84,13 +86,17 @@ class Timers:
         self._numbers = count()  # equal deadlines come in the order of arming
         self._dead = 0  # wake-ups in the heap whose timers were cancelled
         self._scope: trio.CancelScope | None = None
+        self.defects = 0  # callbacks that raised
 
     def __len__(self) -> int:
         """How many wake-ups are armed."""
         return len(self._heap)
 
     def timer(self, on_due: Callable[[float], None]) -> Timer:
-        """Return a timer that is not armed. `on_due(now)` must neither wait nor raise; it may arm the timer again."""
+        """Return a timer that is not armed. `on_due(now)` must not wait; it may arm the timer again.
+
+        What it raises is logged and counted (`defects`), and ends nothing else.
+        """
         return Timer(on_due, self._push, self._note_cancelled)
 
     async def run(self) -> None:
@@ -109,8 +115,14 @@ class Timers:
         for _ in range(DUE_MAX):
             if not self._heap or self._heap[0][0] > now:
                 return
-            if not heapq.heappop(self._heap)[2].wake(now):
-                self._dead -= 1
+            timer = heapq.heappop(self._heap)[2]
+            try:
+                if not timer.wake(now):
+                    self._dead -= 1
+            except Exception:
+                # A defect of one owner; every other deadline of the process depends on this task.
+                self.defects += 1
+                _log.exception("timer failed")
 
     def _push(self, at: float, timer: Timer) -> None:
         heapq.heappush(self._heap, (at, next(self._numbers), timer))

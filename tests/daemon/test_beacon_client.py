@@ -79,8 +79,10 @@ async def received(beacon: DatagramSocket, within: float) -> list[tuple[float, i
     seen = []
     with trio.move_on_after(within):
         while True:
-            message = decode((await beacon.receive())[0])
+            data, source = await beacon.receive()
+            message = decode(data)
             assert isinstance(message, Discover)
+            beacon.send_nowait(DiscoverReply(source.host, source.port).encode(), source)
             seen.append((trio.current_time(), int(message.node)))
     return seen
 
@@ -202,6 +204,34 @@ async def test_beacon_that_is_a_name_is_resolved(autojump_clock: MockClock) -> N
         assert len(await received(beacon, 0.5)) == 1
         assert setup.state.beacon_addr == "beacon.test:9001"
         assert setup.link.beacon == PUBLIC
+
+
+async def test_an_announcement_that_got_lost_is_repeated(autojump_clock: MockClock) -> None:
+    setup = Setup(LOCAL)
+    beacon = await setup.network.open_udp(LOCAL)
+    async with setup.running():
+        setup.client.announce()
+        started = trio.current_time()
+        for _ in range(3):
+            await beacon.receive()  # and say nothing, as if nothing had come
+        assert trio.current_time() - started <= 3
+        await received(beacon, 2)
+        assert len(await received(beacon, PERIOD + 1)) == 1
+
+
+@pytest.mark.usefixtures("as_if_public")
+async def test_a_discover_that_got_lost_is_repeated(autojump_clock: MockClock) -> None:
+    setup = Setup(PUBLIC)
+    beacon = await setup.network.open_udp(PUBLIC)
+    async with setup.running(), trio.open_nursery() as nursery:
+
+        async def lose_one_and_answer() -> None:
+            await beacon.receive()
+            _, source = await beacon.receive()
+            beacon.send_nowait(DiscoverReply("203.0.113.77", 4001).encode(), source)
+
+        nursery.start_soon(lose_one_and_answer)
+        assert await setup.client.discover() == Endpoint("203.0.113.77", 4001)
 
 
 async def test_name_that_cannot_be_resolved_is_tried_again(autojump_clock: MockClock) -> None:

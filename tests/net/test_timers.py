@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from math import inf
 
 import hypothesis.strategies as st
+import pytest
 import trio
 from hypothesis import given
 from trio.testing import MockClock
@@ -186,3 +187,20 @@ def test_every_timer_fires_exactly_at_its_last_deadline(script: list[tuple[int, 
                     assert sorted(fired) == sorted(expected)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def test_a_callback_that_raises_ends_nothing_else(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    timers, fired = Timers(), list[str]()
+
+    def broken(now: float) -> None:
+        raise ValueError("a defect")
+
+    timers.timer(broken).arm(trio.current_time() + 1)
+    timers.timer(lambda now: fired.append("other")).arm(trio.current_time() + 2)
+    with trio.move_on_after(3):
+        await timers.run()
+    assert fired == ["other"]
+    assert timers.defects == 1
+    assert "timer failed" in caplog.text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 
 import attrs
@@ -13,7 +13,7 @@ from pilot_trio.proto.tunnel.errors import NoAddress
 from pilot_trio.proto.tunnel.events import Addr, Drop, Event, RelayActivated
 from pilot_trio.proto.tunnel.peer import Peer
 from pilot_trio.proto.tunnel.route import SILENT
-from pilot_trio.proto.tunnel.settings import PEERS_MAX, RELAY_PEERS_MAX, TunnelSettings
+from pilot_trio.proto.tunnel.settings import PEERS_MAX, RELAY_PEERS_MAX, SOURCES_MAX, TunnelSettings
 from pilot_trio.wire.beacon import Relay
 
 
@@ -52,6 +52,7 @@ class Core:
         self.events: deque[Event] = deque()
         self.drops: Counter[Drop] = Counter()
         self.traffic = Traffic()
+        self._counters: OrderedDict[bytes, int] = OrderedDict()  # of ended sessions, by the peer's X25519 key
 
     def peer(self, node: int, now: float) -> Peer:
         """Return the peer, made now if it was unknown; the longest idle one makes room."""
@@ -64,9 +65,23 @@ class Core:
             peer = self.peers[node] = Peer(node, frame_at=now)
         return peer
 
+    def end_session(self, peer: Peer) -> None:
+        """Drop a peer's session, all but the last counter: a peer that keeps its own would take lower ones for replays."""
+        if peer.session is not None:
+            if len(self._counters) >= SOURCES_MAX:
+                self._counters.popitem(last=False)
+            self._counters[peer.session.peer_x25519] = peer.session.counter
+            peer.session = None
+
+    def last_counter(self, peer_x25519: bytes) -> int:
+        """Return the counter that was used last under the key shared with a peer's, 0 if none was."""
+        return self._counters.pop(peer_x25519, 0)
+
     def forget(self, node: int) -> None:
         """Drop all state of a peer."""
         peer = self.peers.pop(node, None)
+        if peer is not None:
+            self.end_session(peer)
         if peer is not None and peer.route.relay:
             self.relayed_peers -= 1
 

@@ -272,7 +272,7 @@ class KeyExchanges:
         except AuthenticationError:
             self._refuse(peer.node, Drop.BAD_KEY)
             return
-        peer.session = Session(key, core.node_id, frame.x25519, core.random_bytes, now)
+        peer.session = Session(key, core.node_id, frame.x25519, core.random_bytes, now, core.last_counter(frame.x25519))
         peer.installed_at = peer.used_at = peer.opened_at = now
         peer.installed_frame, peer.installed_by_relay = arrival.data, arrival.relayed
         peer.route.key_came_by_relay = arrival.relayed

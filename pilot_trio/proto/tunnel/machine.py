@@ -422,7 +422,7 @@ class TunnelMachine:
         assert peer.session is not None
         if peer.session.replayed(verdict, now) and now - peer.teardown_at >= TEARDOWN_GAP:
             peer.teardown_at = now
-            peer.session = None
+            core.end_session(peer)
             core.events.append(SessionDropped(peer.node, drop))
             self._exchanges.request(peer, now)
 

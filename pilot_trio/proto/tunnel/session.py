@@ -26,18 +26,29 @@ class Session:
     )  # fmt: skip
 
     def __init__(
-        self, key: bytes, own_node: int, peer_x25519: bytes, random_bytes: Callable[[int], bytes], now: float
+        self,
+        key: bytes,
+        own_node: int,
+        peer_x25519: bytes,
+        random_bytes: Callable[[int], bytes],
+        now: float,
+        counter: int = 0,
     ) -> None:
         self.peer_x25519 = peer_x25519
         self.created_at = now
         self.decrypt_failures = self.replays = self.outside = 0  # in a row
         self._open = Opener(key).open
-        self._sealer = Sealer(key, own_node, random_bytes(PREFIX_SIZE))
+        self._sealer = Sealer(key, own_node, random_bytes(PREFIX_SIZE), counter)
         self.seal: Callable[[bytes], bytes] = self._sealer.seal
         """Returns a datagram; take it to the network in the order of these calls."""
         self._epochs: OrderedDict[bytes, ReplayWindow] = OrderedDict()  # {nonce prefix: window}, latest used last
         self._prefix, self._window = b"", ReplayWindow()  # the latest; no nonce has an empty prefix
         self._salvage: deque[tuple[float, bytes]] = deque(maxlen=SALVAGE_PACKETS)
+
+    @property
+    def counter(self) -> int:
+        """The nonce counter that was used last."""
+        return self._sealer.counter
 
     def open(self, datagram: bytes) -> tuple[bytes, Verdict, bool]:
         """Return packet, replay verdict, and whether it is the newest frame of its epoch so far.

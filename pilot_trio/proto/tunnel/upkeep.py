@@ -132,7 +132,7 @@ class Upkeep:
         """Forget how the peer is reached and start over; what waits for its key keeps waiting (§11.4)."""
         was_relay = peer.route.relay
         peer.reset_at = now
-        peer.session = None
+        self._core.end_session(peer)
         peer.exchange = None
         peer.cooldown_until = peer.rekey_at = -inf
         peer.key_request_due = True  # the peer may hold its end of the session, and would not answer a mere key frame

@@ -578,6 +578,21 @@ def test_a_rotated_key_is_accepted_once_the_registry_has_it() -> None:
     assert net.payloads(2) == [b"rotated"]
 
 
+def test_a_peer_that_was_forgotten_and_kept_its_own_session_takes_nothing_for_a_replay() -> None:
+    net = Net()
+    net.connect()
+    for index in range(10):
+        net.send(1, 2, b"%d" % index)
+    counter = max(int.from_bytes(data[12:20], "big") for source, _, data in net.sent if data[:4] == tunnel.PILS)
+    net[1].machine.forget(2)
+    net.sent.clear()
+    net[1].machine.ensure(2, net.now)
+    net.advance(10)
+    net.send(1, 2, b"again")
+    sealed = [data for source, _, data in net.sent if source == net[1].addr and data[:4] == tunnel.PILS]
+    assert int.from_bytes(sealed[0][12:20], "big") == counter + 1
+
+
 def test_strict_trust_drops_strangers_before_any_work() -> None:
     net = Net()
     net[2].settings.admits = lambda node: False
