@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,8 +91,9 @@ async def test_relayed_streams_survive_the_restart_of_the_rendezvous(
                     with trio.fail_after(RECOVERY_TIME):
                         await exchange(stream, b"3" * 1000)
             finally:
-                for node in overlay.nodes:
-                    node.process.kill()
+                with trio.CancelScope(shield=True):
+                    for node in overlay.nodes:
+                        await node.stop(signal.SIGKILL)
 
 
 async def exchange(stream: trio.abc.Stream, data: bytes) -> None:
