@@ -324,6 +324,23 @@ class Tunnel:
             with self._turn:
                 self._machine.send(node, packet, trio.current_time())
 
+    def send_packets(self, node: int, packets: Sequence[bytes], *, salvage: bool = False) -> None:
+        """Send encoded packets as `send` does, in this order; a run of them costs far less than as many calls.
+
+        Args:
+          node: where they go.
+          packets: as they are on the wire.
+          salvage: send the last of them again if the node turns out to have lost the key. Not for streams, which repeat.
+
+        Raises:
+          TunnelError: not all of them were taken; the text is for clients.
+        """
+        if self._turn.depth:
+            self._machine.send_packets(node, packets, trio.current_time(), salvage=salvage)
+        else:
+            with self._turn:
+                self._machine.send_packets(node, packets, trio.current_time(), salvage=salvage)
+
     async def ping(self, node: int, payload: bytes = b"ping") -> float:
         """Ask a node for a sign of life; return the seconds that it took. No deadline of its own.
 

@@ -574,6 +574,21 @@ async def test_what_is_sent_in_one_turn_leaves_in_one_batch(autojump_clock: Mock
         assert len(recorder.batches) == 3
 
 
+async def test_run_of_encoded_packets_leaves_in_one_batch_and_inside_a_turn_at_its_end(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+        one, recorder, two = await recorded_pair(world)
+        run = [datagram(1, 2, b"%d" % index).encode() for index in range(5)]
+        one.tunnel.send_packets(2, run, salvage=True)
+        assert [len(batch) for batch in recorder.batches] == [5]
+        with one.tunnel.turn():
+            one.tunnel.send_packets(2, run)
+            assert len(recorder.batches) == 1
+        await wait_all_tasks_blocked()
+        assert two.payloads == [b"0", b"1", b"2", b"3", b"4"] * 2
+
+
 async def test_turn_that_fails_still_sends_what_has_its_nonce(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         one, recorder, _ = await recorded_pair(world)

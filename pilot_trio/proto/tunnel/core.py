@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 
@@ -110,20 +110,37 @@ class Core:
         Raises:
           NoAddress: there is neither an endpoint nor a relay.
         """
-        route = peer.route
-        if self.beacon is not None and not route.relay and route.is_blackhole(now):
-            self.turn_to_relay(peer, SILENT, pin=True)
-        if route.address is not None and not (route.relay and self.beacon is not None) and not self.settings.relay_only:
-            self.out.append((frame, route.address))
-        elif self.beacon is not None:
-            self.relay(peer.node, frame)
+        self.write_all(peer, (frame,), now)
+
+    def write_all(self, peer: Peer, frames: Sequence[bytes], now: float) -> None:
+        """Send frames as `write` does, one after the other; the path is looked up once unless it is in doubt.
+
+        Raises:
+          NoAddress: there is neither an endpoint nor a relay.
+        """
+        if not frames:
+            return
+        route, beacon = peer.route, self.beacon
+        if beacon is not None and not route.relay and route.is_in_doubt(now):
+            if len(frames) > 1:  # each counts against the path, and the relay may take over in the midst of them
+                for frame in frames:
+                    self.write_all(peer, (frame,), now)
+                return
+            if route.swallowed():
+                self.turn_to_relay(peer, SILENT, pin=True)
+        to = route.address
+        if to is not None and not (route.relay and beacon is not None) and not self.settings.relay_only:
+            self.out += [(frame, to) for frame in frames]
+        elif beacon is not None:
+            for frame in frames:
+                self.relay(peer.node, frame)
         else:
             raise NoAddress(peer.node)
         route.sent(now)
         peer.frame_at = now
         traffic = self.traffic
-        traffic.packets_sent += 1
-        traffic.bytes_sent += len(frame)
+        traffic.packets_sent += len(frames)
+        traffic.bytes_sent += sum(map(len, frames))
 
     def relay(self, node: int, frame: bytes) -> None:
         """Send a frame to a node through the beacon, whatever its route says."""

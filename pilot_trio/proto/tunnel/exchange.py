@@ -308,7 +308,7 @@ class KeyExchanges:
         while peer.queue:
             _, packet = peer.queue.popleft()
             with contextlib.suppress(NoAddress):
-                self._core.write(peer, session.seal(packet.encode()), now)
+                self._core.write(peer, session.seal(packet), now)
                 self._core.traffic.sealed += 1
 
     def _consider_endpoint(self, peer: Peer, arrival: _Arrival, now: float) -> None:

@@ -193,35 +193,51 @@ class TunnelMachine:
         Raises:
           TunnelError: it was not taken; the text is for clients.
         """
+        self.send_packets(node, (packet.encode(),), now, salvage=packet.protocol != STREAM)
+
+    def send_packets(self, node: int, packets: Sequence[bytes], now: float, *, salvage: bool = False) -> None:
+        """Seal and send encoded packets, in this order, or keep them until there is a key (§8).
+
+        Args:
+          node: where they go.
+          packets: on the wire's layout, their checksums included.
+          now: the machine's clock.
+          salvage: send them again if the peer turns out to have lost the key (§7.8). Not for streams: those repeat themselves.
+
+        Raises:
+          TunnelError: not all were taken, which can be so after the first of them were; the text is for clients.
+        """
         core = self._core
         peer = core.peers.get(node)
         if peer is None:
             raise NoTunnel(node)
         peer.used_at = now
+        session = peer.session
         if not core.settings.encrypt:
-            core.write(peer, tunnel.PILT + packet.encode(), now)
-        elif peer.session is None:
-            self._enqueue(peer, packet, now)
+            core.write_all(peer, [tunnel.PILT + packet for packet in packets], now)
+        elif session is None:
+            self._enqueue(peer, packets, now)
         else:
-            raw = packet.encode()
-            if packet.protocol != STREAM:
-                peer.session.remember(raw, now)
-            core.write(peer, peer.session.seal(raw), now)
-            core.traffic.sealed += 1
+            if salvage:
+                session.remember(packets, now)
+            seal = session.seal
+            core.write_all(peer, [seal(packet) for packet in packets], now)
+            core.traffic.sealed += len(packets)
 
-    def _enqueue(self, peer: Peer, packet: Packet, now: float) -> None:
+    def _enqueue(self, peer: Peer, packets: Sequence[bytes], now: float) -> None:
         if now < peer.cooldown_until:
             raise ExchangeFailed(peer.node)
         if not peer.queue and sum(1 for other in self._core.peers.values() if other.queue) >= QUEUE_PEERS:
             raise TooManyPending
-        if len(peer.queue) >= QUEUE_PACKETS:
-            self._core.drop(Drop.QUEUE_FULL)
-            self._core.events.append(Refused(peer.node, Drop.QUEUE_FULL))
-            raise QueueFull(peer.node)
-        peer.queue.append((now, packet))
+        room = QUEUE_PACKETS - len(peer.queue)
+        peer.queue.extend((now, packet) for packet in packets[:room])
         if peer.exchange is None:
             self._exchanges.start(peer, now, copy=True)
         self._upkeep.arm(now)
+        if len(packets) > room:
+            self._core.drops[Drop.QUEUE_FULL] += len(packets) - room
+            self._core.events.append(Refused(peer.node, Drop.QUEUE_FULL))
+            raise QueueFull(peer.node)
 
     def datagrams_to_send(self) -> list[tuple[bytes, Addr]]:
         """Return what is to be sent now, in the order in which nonces were taken; everything is handed out once."""

@@ -11,7 +11,6 @@ from pilot_trio.proto.tunnel.events import Addr
 from pilot_trio.proto.tunnel.route import Route
 from pilot_trio.proto.tunnel.session import Session
 from pilot_trio.proto.tunnel.settings import EARLY_PACKETS, RETRY_DELAYS
-from pilot_trio.wire.packet import Packet
 
 
 @attrs.define(eq=False)
@@ -37,7 +36,7 @@ class Peer:
     session: Session | None = None
     exchange: Exchange | None = None
     cooldown_until: float = -inf
-    queue: deque[tuple[float, Packet]] = attrs.field(factory=deque)  # packets that wait for a key
+    queue: deque[tuple[float, bytes]] = attrs.field(factory=deque)  # encoded packets that wait for a key
     early: deque[tuple[float, bytes, Addr, bool]] = attrs.field(  # sealed packets that no key opens yet
         factory=lambda: deque(maxlen=EARLY_PACKETS)
     )

@@ -44,11 +44,13 @@ class Route:
         self.misses = self.send_errors = self.direct_arrivals = 0
         return new
 
-    def is_blackhole(self, now: float) -> bool:
-        """Note a frame about to leave directly; return True if the direct path has swallowed enough of them."""
+    def is_in_doubt(self, now: float) -> bool:
+        """Say whether nothing has come directly for so long that what leaves directly counts as swallowed."""
         reference = self.last_direct_at if self.last_direct_at > -inf else self.first_sent_at
-        if now - reference <= BLACKHOLE_SILENCE:
-            return False
+        return now - reference > BLACKHOLE_SILENCE
+
+    def swallowed(self) -> bool:
+        """Note a frame about to leave on a path in doubt; return True if the path has swallowed enough of them."""
         self.misses += 1
         return self.misses >= BLACKHOLE_MISSES
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pilot_trio.crypto.aead import PREFIX_SIZE, Opener, Sealer, read_nonce
 from pilot_trio.crypto.replay import ReplayWindow, Verdict
@@ -102,9 +102,9 @@ class Session:
 
     # --- salvage (§7.8) ----------------------------------------------------------------------------------------------
 
-    def remember(self, packet: bytes, now: float) -> None:
-        """Keep a packet that may have to be sent again under the next key. Never one of a stream: those repeat themselves."""
-        self._salvage.append((now, packet))
+    def remember(self, packets: Sequence[bytes], now: float) -> None:
+        """Keep packets that may have to be sent again under the next key. Never those of a stream: they repeat themselves."""
+        self._salvage.extend((now, packet) for packet in packets[-SALVAGE_PACKETS:])
 
     def salvage(self, now: float) -> list[bytes]:
         """Take out what is young enough to be sent again."""
