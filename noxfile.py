@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
 import shutil
 from pathlib import Path
 
 import nox
 
 nox.needs_version = ">=2024.10.9"
-nox.options.sessions = ["lint", "typing", "trio_typing", "docs", "tests", "interop"]
+nox.options.sessions = ["lint", "typing", "trio_typing", "docs", "tests", "simulation", "interop"]
 nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = True
 nox.options.default_venv_backend = "virtualenv"
 
 PYTHONS = ["3.11", "3.12", "3.13"]
+
+OVERLAY_SEEDS = "tests/testing/test_overlay_seeds.py"
+SEEDS = 1_000  # of simulated overlays in every run; what the interpreters' own sessions add is a sample of them
+SEEDS_NIGHTLY = 20_000  # new ones every night: an hour and a half of computing
 
 
 @nox.session
@@ -47,6 +52,22 @@ def tests(session: nox.Session) -> None:
     """Everything that needs no foreign program, on every interpreter found."""
     session.install("-e", ".[test]")
     session.run("pytest", "-n", "auto", "-m", "not interop", *session.posargs)
+
+
+@nox.session
+def simulation(session: nox.Session) -> None:
+    """Simulated overlays on bad networks, a thousand seeds, on one interpreter."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-n", "auto", OVERLAY_SEEDS, f"--seeds=0-{SEEDS - 1}", *session.posargs)
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """Simulated overlays with seeds that nobody has seen; a test's name says which seed repeats it."""
+    session.install("-e", ".[test]")
+    first = SEEDS + datetime.datetime.now(datetime.UTC).date().toordinal() * SEEDS_NIGHTLY
+    seeds = f"--seeds={first}-{first + SEEDS_NIGHTLY - 1}"
+    session.run("pytest", "-n", "auto", OVERLAY_SEEDS, seeds, *session.posargs)
 
 
 @nox.session

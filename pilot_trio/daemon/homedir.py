@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import attrs
 
 from pilot_trio.config import Config
-from pilot_trio.crypto.identity import Identity
+from pilot_trio.crypto.identity import KEY_SIZE, Identity
 from pilot_trio.daemon.key_rotation import load_next_key
 from pilot_trio.daemon.state import NextKey
 from pilot_trio.errors import IdentityError, StartupError
@@ -44,18 +46,22 @@ class Home:
         return None if self.directory is None else self.directory / name
 
 
-async def open_home(config: Config) -> Home:
+async def open_home(config: Config, random_bytes: Callable[[int], bytes] = os.urandom) -> Home:
     """Load the identity, or make and save one; find out the owner's address and save it.
+
+    Args:
+      config: says where they are kept.
+      random_bytes: entropy for a new identity.
 
     Raises:
       StartupError: the identity cannot be used or saved, or the address is none.
     """
     path = config.identity
     if path is None:
-        identity = Identity.generate()
+        identity = Identity.from_seed(random_bytes(KEY_SIZE))
         return Home(identity, _checked_email(config.email or synthetic_email(identity)), None)
     try:
-        identity = await _load_or_make(path)
+        identity = await _load_or_make(path, random_bytes)
     except IdentityError as exc:
         raise StartupError(f"load identity: {exc}") from exc
     except OSError as exc:
@@ -70,12 +76,12 @@ def synthetic_email(identity: Identity) -> str:
     return f"{identity.public_key[:_SYNTHETIC_KEY_BYTES].hex()}@{_SYNTHETIC_DOMAIN}"
 
 
-async def _load_or_make(path: Path) -> Identity:
+async def _load_or_make(path: Path, random_bytes: Callable[[int], bytes]) -> Identity:
     identity = await files.load_identity(path)
     if identity is not None:
         _log.info("loaded identity", extra={"kv": {"path": str(path)}})
         return identity
-    identity = Identity.generate()
+    identity = Identity.from_seed(random_bytes(KEY_SIZE))
     await files.save(path, identity.dump())
     _log.info("saved identity", extra={"kv": {"path": str(path)}})
     return identity

@@ -12,13 +12,14 @@ import contextlib
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import trio
 
 from pilot_trio.address import NodeId
-from pilot_trio.crypto.identity import Identity
+from pilot_trio.crypto.identity import KEY_SIZE, Identity
 from pilot_trio.daemon.grace import complete
 from pilot_trio.daemon.interfaces import Registry
 from pilot_trio.daemon.state import NextKey, NodeState
@@ -38,11 +39,19 @@ class KeyRotation:
       state: whose identity it is; `identity` and `next_key` are written here.
       registry: has to accept the new key.
       path: the identity file; None for a node that keeps nothing.
+      random_bytes: entropy for new keys.
     """
 
-    def __init__(self, state: NodeState, registry: Registry, path: Path | None) -> None:
+    def __init__(
+        self,
+        state: NodeState,
+        registry: Registry,
+        path: Path | None,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
         self._state = state
         self._registry = registry
+        self._random_bytes = random_bytes
         self._files = None if path is None else _KeyFiles.of(path)
         self._lock = trio.Lock()  # one rotation at a time: a second one must not judge a key that is being registered
 
@@ -56,7 +65,7 @@ class KeyRotation:
         async with self._lock:
             await self._settle()
             state = self._state
-            fresh = NextKey(state.node_id, Identity.generate())
+            fresh = NextKey(state.node_id, Identity.from_seed(self._random_bytes(KEY_SIZE)))
             if self._files is not None:
                 try:
                     await files.save(self._files.next, dump_next_key(fresh))

@@ -25,6 +25,7 @@ import trio
 
 from pilot_trio.address import BACKBONE, Address, NodeId
 from pilot_trio.config import Config
+from pilot_trio.crypto.agreement import KEY_SIZE, KeyPair
 from pilot_trio.daemon.beacon_client import BeaconClient, BeaconStatistics
 from pilot_trio.daemon.carrier import TunnelCarrier
 from pilot_trio.daemon.commands import build_table
@@ -95,6 +96,7 @@ class Node:
         registry = _registry_endpoint(config)
         rng = network.random_source()
         self.config: Final = config
+        self._wall_time_ns = network.wall_time_ns
         self.events: Final = EventBus()
         self.state: Final = NodeState(
             home.identity,
@@ -109,8 +111,8 @@ class Node:
         self.upkeep: Final = connect(connections=1)
         self.registry: Final = connect(connections=max(1, config.registry.connections - 1))
         self.resolver: Final = Resolver(self.registry, self.state)
-        self.rotation: Final = KeyRotation(self.state, self.registry, config.identity)
-        self.managed: Final = ManagedNetworks(self.state, self.registry, config.admin_token)
+        self.rotation: Final = KeyRotation(self.state, self.registry, config.identity, network.random_bytes)
+        self.managed: Final = ManagedNetworks(self.state, self.registry, config.admin_token, network.wall_time)
         self.networks: Final = Networks(
             state=self.state,
             registry=self.registry,
@@ -131,14 +133,23 @@ class Node:
             path=home.file("trust.json"),
             auto_approve=config.trust.auto_approve,
             keepalive=config.keepalive,
+            wall_time=network.wall_time,
+            jitter=rng.random,
         )
-        self.webhook: Final = Webhook(self.events, node_id=lambda: self.state.node_id, secret=config.webhook.secret)
+        self.webhook: Final = Webhook(
+            self.events,
+            node_id=lambda: self.state.node_id,
+            secret=config.webhook.secret,
+            now_ns=network.wall_time_ns,
+        )
         self.tunnel: Final = Tunnel(
             sock=sock,
             state=self.state,
             resolver=self.resolver,
             network=network,
             bus=self.events,
+            keypair=KeyPair.from_private(network.random_bytes(KEY_SIZE)),
+            random_bytes=network.random_bytes,
             settings=TunnelSettings(
                 encrypt=config.encrypt,
                 relay_only=config.relay_only,
@@ -214,7 +225,7 @@ class Node:
             carrier=self.carrier,
         )
         self.carrier.attach(self.streams, self.datagrams.receive_packet)
-        commands.update(build_table(self))
+        commands.update(build_table(self, wall_time=network.wall_time))
 
     def statistics(self) -> NodeStatistics:
         """Return every part's counters."""
@@ -293,11 +304,15 @@ class Node:
         )
         _log.info("handshake service listening", extra={"kv": {"port": HANDSHAKE_PORT}})
         if chosen.echo:
-            nursery.start_soon(partial(serve_echo, listen(table, ECHO_PORT, "echo"), admit=self._admits))
+            nursery.start_soon(
+                partial(serve_echo, listen(table, ECHO_PORT, "echo"), admit=self._admits, clock_ns=self._wall_time_ns)
+            )
             _log.info("echo service listening", extra={"kv": {"port": ECHO_PORT}})
         if chosen.dataexchange:
-            mailbox = Mailbox(self.config.home, text_as_base64=chosen.dataexchange_b64)
-            exchange = DataExchange(mailbox, self.events.publish, frame_max=chosen.dataexchange_frame_max)
+            mailbox = Mailbox(self.config.home, text_as_base64=chosen.dataexchange_b64, now_ns=self._wall_time_ns)
+            exchange = DataExchange(
+                mailbox, self.events.publish, frame_max=chosen.dataexchange_frame_max, now_ns=self._wall_time_ns
+            )
             self._serve_port(nursery, "dataexchange", DATA_EXCHANGE_PORT, exchange.handle)
         if chosen.eventstream:
             broker = EventStream(self.events.publish)
@@ -383,7 +398,7 @@ async def serve_node(
     if listener is None:
         listener = await open_ipc_listener(config)
     with closing(listener):
-        home = await open_home(config)
+        home = await open_home(config, network.random_bytes)
         with closing(await _open_udp(network, config.listen)) as sock:
             node = Node(config, network, home, sock, await _load_tls(config))
             await node.run(listener, task_status=task_status)

@@ -8,6 +8,7 @@ arrive through `daemon/mailbox.py`, and `daemon/trust_store.py` keeps `trust.jso
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,7 @@ class TrustService:
       auto_approve: approve every request.
       keepalive: seconds between polls of an idle node.
       wall_time: Unix seconds.
+      jitter: a number from 0 to 1, anew with each call.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class TrustService:
         auto_approve: bool = False,
         keepalive: float = 60.0,
         wall_time: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self._state = state
         self._resolver = resolver
@@ -81,7 +84,7 @@ class TrustService:
         self._replays = ReplayMemory()
         self._courier = Courier(state, registry, dial, wall_time)
         self._store = TrustStore(path, lambda: self._table, wall_time)
-        self._mailbox = Mailbox(state, registry, self._on_relayed_request, self._on_relayed_response, keepalive)
+        self._mailbox = Mailbox(state, registry, self._on_relayed_request, self._on_relayed_response, keepalive, jitter)
         self._requesting: set[NodeId] = set()
         self._waiters: dict[NodeId, trio.lowlevel.ParkingLot] = {}
         self.on_asked: Callable[[int], None] = _ignore

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import abc
+import os
 import random
 import socket
 import ssl
@@ -115,6 +116,18 @@ class Network(abc.ABC):
     def random_source(self) -> random.Random:
         """Return random numbers for jitter, part of the outside world like time. Keys and nonces never come from here."""
         return random.Random()
+
+    def random_bytes(self, size: int) -> bytes:
+        """Return entropy for keys and nonces: the system's, except in a simulation, whose runs have to repeat."""
+        return os.urandom(size)
+
+    def wall_time_ns(self) -> int:
+        """Return nanoseconds since the epoch, by a clock that somebody may set."""
+        return time.time_ns()
+
+    def wall_time(self) -> float:
+        """Return seconds since the epoch, by a clock that somebody may set."""
+        return self.wall_time_ns() / 1e9
 
 
 class _SystemDatagramSocket(DatagramSocket):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final
@@ -55,7 +54,7 @@ async def serve_rendezvous(
     settings: RendezvousConfig | None = None,
     *,
     network: Network | None = None,
-    clock: Callable[[], float] = time.time,
+    clock: Callable[[], float] | None = None,
     task_status: trio.TaskStatus[RendezvousHandle] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; `nursery.start` returns a `RendezvousHandle` once everything listens.
@@ -65,7 +64,7 @@ async def serve_rendezvous(
     Args:
       settings: None: plaintext registry and beacon on the default loopback ports, nothing kept.
       network: None: the operating system's.
-      clock: unix seconds.
+      clock: unix seconds; None: the network's.
       task_status: gets the handle.
 
     Raises:
@@ -74,6 +73,7 @@ async def serve_rendezvous(
     """
     settings = settings or RendezvousConfig()
     network = network or SystemNetwork()
+    clock = clock or network.wall_time
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings.store))
         tls = await _load_tls(settings)

@@ -1,12 +1,14 @@
 """Runs that repeat: virtual time, and a scheduler whose choices come from a seed.
 
 Trio runs tasks that are ready at the same time in random order, on purpose. For a test that found something this is one
-source of chance too many: with `run_simulation` the seed that failed fails again.
+source of chance too many: with `run_simulation` the seed that failed fails again, in this process or another, to the byte:
+a `SimulatedNetwork` decides keys, nonces and the calendar too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
@@ -47,11 +49,23 @@ def _threads_in_place() -> Generator[None]:
         trio.to_thread.run_sync = original
 
 
+@contextlib.contextmanager
+def _seeded_random(seed: int) -> Generator[None]:
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
 def run_simulation(function: Callable[..., Awaitable[_Result]], *args: Any, seed: int = 0) -> _Result:
     """Run an async function in virtual time that jumps whenever all tasks wait, with tasks in an order decided by `seed`.
 
     For `SimulatedNetwork` and everything on it. Files are read and written while virtual time stands still; nothing may wait
-    for a real socket, a process or another thread.
+    for a real socket, a process or another thread. What your own code draws from the module `random` comes from the seed
+    too; two things in it can still make runs differ: the real clock (`time.time`), and the order of a set of strings,
+    which changes from process to process.
     """
-    with deterministic_scheduling(seed), _threads_in_place():
+    with deterministic_scheduling(seed), _threads_in_place(), _seeded_random(seed):
         return trio.run(function, *args, clock=MockClock(autojump_threshold=0))

@@ -8,9 +8,10 @@
 Each host is a `pilot_trio.net.network.Network`: give it to `serve`, or to `open_node`. UDP goes over the links. TCP is
 perfect but for partitions, during which it hangs; the registry is not what is tested here.
 
-Everything is decided by the seed, by what is sent and by the time at which it is sent. Under
-`MockClock(autojump_threshold=0)` an hour takes as long as the computing in it; `deterministic` makes even the order in which
-Trio runs tasks a matter of the seed, so that a run which failed fails again.
+Everything is decided by the seed, by what is sent and by the time at which it is sent; the keys and the calendar of the
+programs on the hosts come from the seed as well. Under `MockClock(autojump_threshold=0)` an hour takes as long as the
+computing in it; `run_simulation` makes even the order in which Trio runs tasks a matter of the seed, so that a run which
+failed fails again.
 
 What happens to a datagram is decided when it is sent; only its arrival comes later. So a partition, a router's restart or a
 closed port concern what is sent from then on.
@@ -46,6 +47,7 @@ _OWN: Final = frozenset({"", "0.0.0.0", "::", "::1", "localhost", LOOPBACK})  # 
 _FIRST_FREE_PORT: Final = 32_768  # hosts hand out free ports from here on
 _FIRST_PUBLIC: Final = int(ipaddress.IPv4Address("11.0.0.1"))  # addresses that no node takes for private ones
 _PRIVATE: Final = "10.{}.0.{}"
+_EPOCH_NS: Final = 1_767_225_600 * 10**9  # nanoseconds; simulations start on 1 January 2026, UTC
 
 
 class Passage(NamedTuple):
@@ -183,6 +185,9 @@ class SimulatedHost(Network):
         self.nat: Final = nat
         self.listeners: Final[dict[Endpoint, MemoryListener]] = {}
         self.sockets: Final[dict[Endpoint, SimulatedSocket]] = {}
+        self.clock_error = 0.0
+        """Seconds by which the host's calendar is ahead of the others'; may change at any time, as when somebody sets it."""
+        self._entropy = random.Random(f"{network.seed} {name} entropy")
 
     def __repr__(self) -> str:
         return f"<SimulatedHost {self.name} {self.address}>"
@@ -210,6 +215,12 @@ class SimulatedHost(Network):
 
     def random_source(self) -> random.Random:
         return self.network.random_for(self)
+
+    def random_bytes(self, size: int) -> bytes:
+        return self._entropy.randbytes(size)
+
+    def wall_time_ns(self) -> int:
+        return _EPOCH_NS + round((trio.current_time() + self.clock_error) * 1e9)
 
     def rebind(self) -> None:
         """Restart the router in front of this host: what it sends from now on comes from other ports."""
@@ -366,7 +377,7 @@ class SimulatedNetwork:
         )
 
     def fingerprint(self) -> str:
-        """Return a digest of all passages so far: equal for runs in which the same was sent at the same times."""
+        """Return a digest of all datagrams so far, what became of them included: equal for runs that were the same."""
         return self._trace.hexdigest()
 
     # --- carrying; called by hosts and sockets -----------------------------------------------------------------------
@@ -392,6 +403,7 @@ class SimulatedNetwork:
             fate = "nobody"
         elif sock is not None and not all(sock.expect(arrival, seen_as) for arrival in arrivals):
             fate = "full"
+        self._trace.update(data)
         self._note(Passage(now, source.name, target.name if target else str(to), len(data), fate, _times(arrivals)))
 
     async def open_tcp(self, source: SimulatedHost, to: Endpoint) -> MemoryStream:

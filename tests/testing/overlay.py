@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import trio
 
@@ -15,9 +16,12 @@ from pilot_trio.testing import NodeNetwork, RunningNode, run_simulation
 ECHO = 7
 
 
-def simulate(test: Callable[[], Awaitable[None]], seed: int = 0) -> None:
+_Result = TypeVar("_Result")
+
+
+def simulate(test: Callable[[], Awaitable[_Result]], seed: int = 0) -> _Result:
     """Run a test in virtual time; every choice of the scheduler comes from the seed."""
-    run_simulation(test, seed=seed)
+    return run_simulation(test, seed=seed)
 
 
 def content(size: int, seed: int) -> bytes:
