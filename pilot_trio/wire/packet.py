@@ -18,10 +18,12 @@ offset  size  field
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from functools import cache
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from pilot_trio.address import Address
+from pilot_trio.address import Address, SocketAddress
 from pilot_trio.errors import DecodeError
 
 VERSION: Final = 1  # the only one; protocol
@@ -47,6 +49,8 @@ _FLOW = struct.Struct("!HIHIHH")  # these
 _FLOW_AT, _FLOW_END = 4, 20
 _BARE = struct.Struct("!BBHHIHIHHIIH")  # the header without its checksum
 _ZERO_CHECKSUM = bytes(4)
+_VARYING_AT = 20  # what differs from one segment of a stream to the next begins here
+_pack_varying = struct.Struct("!IIHI").pack
 assert _HEADER.size == _VARYING.size == HEADER_SIZE and _FLOW.size == 16 and _BARE.size + 4 == HEADER_SIZE
 
 
@@ -80,6 +84,62 @@ class Packet(NamedTuple):
             window,
         )
         return b"%b%b%b" % (bare, crc32(payload, crc32(bare + _ZERO_CHECKSUM)).to_bytes(4, "big"), payload)
+
+
+class Flow:
+    """What is the same in all data segments that one end of a stream sends: encoded once, checksum included.
+
+    Args:
+      flags: of every segment.
+      source: this end.
+      destination: the other one.
+      segment: bytes of payload in a full segment.
+    """
+
+    __slots__ = ("_addresses", "_crc", "_flags", "_head", "_segment")
+
+    def __init__(self, flags: int, source: SocketAddress, destination: SocketAddress, segment: int) -> None:
+        self._flags = flags
+        self._addresses = (source.address, destination.address, source.port, destination.port)
+        self._segment = segment
+        self._head = b""  # made with the first full segment: most streams carry less
+        self._crc = 0
+
+    def encode(self, data: bytes, seq: int, ack: int, window: int) -> list[bytes]:
+        """Return the packets that carry `data` from sequence number `seq` on, cut into full segments and a tail.
+
+        Args:
+          data: bytes of the stream.
+          seq: sequence number of the first of them.
+          ack: acknowledgment number of all packets.
+          window: window field of all packets, in segments.
+        """
+        segment = self._segment
+        full = len(data) - len(data) % segment
+        out = self._encode_full(data, full, seq, ack, window) if full else []
+        if full < len(data):
+            here = (seq + full) & 0xFFFF_FFFF
+            out.append(Packet(self._flags, STREAM, *self._addresses, here, ack, window, data[full:]).encode())
+        return out
+
+    def _encode_full(self, data: bytes, size: int, seq: int, ack: int, window: int) -> list[bytes]:
+        segment = self._segment
+        if not self._head:
+            self._head = Packet(self._flags, STREAM, *self._addresses, payload=bytes(segment)).encode()[:_VARYING_AT]
+            self._crc = crc32(self._head)
+        head, state, pack = self._head, self._crc, _full_packer(segment)
+        out = []
+        for at in range(0, size, segment):
+            payload = data[at : at + segment]
+            here = (seq + at) & 0xFFFF_FFFF
+            checksum = crc32(payload, crc32(_pack_varying(here, ack, window, 0), state))
+            out.append(pack(head, here, ack, window, checksum, payload))
+        return out
+
+
+@cache
+def _full_packer(segment: int) -> Callable[..., bytes]:
+    return struct.Struct(f"!{_VARYING_AT}sIIHI{segment}s").pack
 
 
 def decode(data: bytes) -> Packet:

@@ -16,7 +16,7 @@ from math import inf
 from typing import Final
 
 from pilot_trio.proto.stream.rtt import RttEstimator
-from pilot_trio.proto.stream.send_queue import Segment
+from pilot_trio.proto.stream.send_queue import Run
 from pilot_trio.proto.stream.settings import SEGMENT
 
 CWND_INITIAL: Final = 40_960  # bytes; the reference's initial window, protocol §5.1
@@ -82,38 +82,41 @@ class Congestion:
 
     # --- pacing ------------------------------------------------------------------------------------------------------
 
-    def may_send_at(self, now: float) -> float:
-        """Return when the next segment may leave: `now` or later."""
+    def allowance(self, now: float) -> int:
+        """Return how many bytes the pacing rate lets out now."""
         if self.pacing_rate == inf:
-            return now
+            return CWND_MAX
         credit_max = max(float(BURST), self.pacing_rate * TIMER_LATE)
         self._credit = min(credit_max, self._credit + max(0.0, now - self._credit_at) * self.pacing_rate)
         self._credit_at = now
-        if self._credit >= SEGMENT:
-            return now
+        return max(0, int(self._credit))
+
+    def allows_at(self, now: float) -> float:
+        """Return when to ask again after `allowance` was less than a segment."""
         # Waking for a single segment costs more than it spreads; a quarter of a burst is one batch.
         return now + (BURST / 4 - self._credit) / self.pacing_rate
 
-    def on_sent(self, segment: Segment, in_flight: int, now: float, *, app_limited: bool) -> None:
-        """Note a segment leaving, and with it what its acknowledgment will be measured against."""
-        self._credit -= len(segment.payload)
-        self._round_sent += 1
+    def on_sent(self, run: Run, in_flight: int, now: float, *, app_limited: bool) -> None:
+        """Note segments leaving together, and with them what their acknowledgment will be measured against."""
+        if self.pacing_rate < inf:
+            self._credit -= run.size
+        self._round_sent += run.segments
         if not in_flight:
             self._first_sent_at = self._delivered_at = now
-        segment.delivered = self._delivered
-        segment.delivered_at = self._delivered_at
-        segment.first_sent_at = self._first_sent_at
-        segment.app_limited = app_limited
+        run.delivered = self._delivered
+        run.delivered_at = self._delivered_at
+        run.first_sent_at = self._first_sent_at
+        run.app_limited = app_limited
 
     # --- what came back ----------------------------------------------------------------------------------------------
 
-    def on_arrived(self, arrived: list[Segment], in_flight: int, rtt: RttEstimator, now: float) -> None:
+    def on_arrived(self, arrived: list[Run], in_flight: int, rtt: RttEstimator, now: float) -> None:
         """Set window and rate from the model after segments became known to have arrived, one at least."""
         newest = arrived[0]
-        for segment in arrived:
-            self._delivered += len(segment.payload)
-            if segment.sent_at >= newest.sent_at:
-                newest = segment
+        for run in arrived:
+            self._delivered += run.size
+            if run.sent_at >= newest.sent_at:
+                newest = run
         self._delivered_at = now
         self._first_sent_at = newest.sent_at
         if newest.delivered >= self._round_end:

@@ -26,7 +26,7 @@ from pilot_trio.proto.stream.settings import FIN_LINGER, SEGMENT, SEND_BUFFER, S
 from pilot_trio.proto.stream.states import Event as Event
 from pilot_trio.proto.stream.states import State as State
 from pilot_trio.wire import sack
-from pilot_trio.wire.packet import ACK, FIN, RST, STREAM, SYN, Packet
+from pilot_trio.wire.packet import ACK, FIN, RST, STREAM, SYN, Flow, Packet
 
 _MASK: Final = 0xFFFF_FFFF
 
@@ -48,13 +48,15 @@ class Connection:
         self.state = state
         self.settings = settings
         self._addresses = (local.address, remote.address, local.port, remote.port)
+        self._flow = Flow(ACK, local, remote, SEGMENT)
         self._sender = Sender(budget, now)
         self._receiver = Receiver(0)
         self._closing = Closing()
         self._liveness = Liveness(settings, now)
         self._write_blocked = False
         self._end_announced = False
-        self._outbox: deque[Packet] = deque()
+        self._outbox: list[bytes] = []
+        self._answers_first = False  # the outbox begins with a handshake's answer
         self._events: deque[Event] = deque()
         self.segments_sent = self.segments_received = self.bytes_sent = self.bytes_received = 0
         self.sacks_sent = self.sacks_received = 0
@@ -269,9 +271,9 @@ class Connection:
 
     # --- packets out -------------------------------------------------------------------------------------------------
 
-    def packets_to_send(self, now: float) -> list[Packet]:
-        """Return what is to be sent now, in order; everything is handed out once."""
-        out: list[Packet] = []
+    def packets_to_send(self, now: float) -> list[bytes]:
+        """Return the packets to be sent now, encoded and in order; everything is handed out once."""
+        out: list[bytes] = []
         if self.state is State.ESTABLISHED or self.state is State.FIN_WAIT:
             self._send_data(out, now)
             if self._receiver.owed:
@@ -280,11 +282,12 @@ class Connection:
                 self._send_fin(now)
         if self._outbox:
             # Answers and closing packets: a handshake's answer precedes what follows it, a FIN follows the data.
-            if self._outbox[0].flags & SYN:
+            if self._answers_first:
                 out[:0] = self._outbox
             else:
                 out += self._outbox
             self._outbox.clear()
+            self._answers_first = False
         self.segments_sent += len(out)
         return out
 
@@ -295,27 +298,21 @@ class Connection:
     def _send_syn_ack(self) -> None:
         self._emit(SYN | ACK, ack=self._receiver.data.rcv_nxt, window=self._receiver.window_field())
 
-    def _send_data(self, out: list[Packet], now: float) -> None:
-        segments = self._sender.segments_to_send(now)
-        if not segments:
+    def _send_data(self, out: list[bytes], now: float) -> None:
+        runs = self._sender.runs_to_send(now)
+        if not runs:
             return
         receiver = self._receiver
         ack, window = receiver.data.rcv_nxt, receiver.window_field()
-        source, destination, source_port, destination_port = self._addresses
-        for segment in segments:
-            if segment.transmissions == 1:
-                self.bytes_sent += len(segment.payload)
-            out.append(
-                Packet(
-                    ACK, STREAM, source, destination, source_port, destination_port,
-                    segment.start & _MASK, ack, window, segment.payload,
-                )
-            )  # fmt: skip
+        for run in runs:
+            if run.transmissions == 1:
+                self.bytes_sent += run.size
+            out += self._flow.encode(run.data, run.start & _MASK, ack, window)
         self._liveness.on_sent_data(now)
         if not receiver.data.has_gap:
             receiver.settle()  # data carries the acknowledgment, but no report of what lies beyond a gap
 
-    def _acknowledge(self, out: list[Packet]) -> None:
+    def _acknowledge(self, out: list[bytes]) -> None:
         receiver = self._receiver
         seq, ack, window = self._next_seq, receiver.data.rcv_nxt, receiver.window_field()
         reports = receiver.data.sack_reports()
@@ -348,10 +345,11 @@ class Connection:
         self._emit(FIN, seq=(self._sender.snd_nxt + len(self._sender.outgoing)) & _MASK)
 
     def _emit(self, flags: int, *, seq: int = 0, ack: int = 0, window: int = 0) -> None:
+        self._answers_first = flags & SYN != 0 if not self._outbox else self._answers_first
         self._outbox.append(self._packet(flags, seq, ack, window, b""))
 
-    def _packet(self, flags: int, seq: int, ack: int, window: int, payload: bytes) -> Packet:
-        return Packet(flags, STREAM, *self._addresses, seq, ack, window, payload)
+    def _packet(self, flags: int, seq: int, ack: int, window: int, payload: bytes) -> bytes:
+        return Packet(flags, STREAM, *self._addresses, seq, ack, window, payload).encode()
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -396,12 +394,12 @@ class Connection:
         if now > self._liveness.heard_at + self.settings.idle_timeout:
             self._abandon()
             return
-        segment = self._sender.probe_window(now)
-        if segment is not None:
-            self.bytes_sent += len(segment.payload)
+        run = self._sender.probe_window(now)
+        if run is not None:
+            self.bytes_sent += run.size
             receiver = self._receiver
-            seq, ack, window = segment.start & _MASK, receiver.data.rcv_nxt, receiver.window_field()
-            self._outbox.append(self._packet(ACK, seq, ack, window, segment.payload))
+            seq, ack, window = run.start & _MASK, receiver.data.rcv_nxt, receiver.window_field()
+            self._outbox.append(self._packet(ACK, seq, ack, window, run.data))
 
     def _check_alive(self, now: float) -> None:
         verdict = self._liveness.check(now)
@@ -478,7 +476,7 @@ class Connection:
             "cong_win": int(sender.congestion.cwnd),
             "ssthresh": sender.congestion.ssthresh,
             "in_flight": sender.queue.in_flight + fin_out,
-            "unacked": len(sender.queue) + fin_out,
+            "unacked": sender.queue.outstanding + fin_out,
             "ooo_buf": receiver.data.early_count,
             "recv_win": receiver.data.window * 4096,
             "peer_recv_win": sender.snd_wnd * SEGMENT,

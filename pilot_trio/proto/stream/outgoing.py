@@ -2,65 +2,105 @@
 
 from __future__ import annotations
 
+from collections import deque
 from math import inf
+from typing import Final
 
-from pilot_trio.proto.stream.send_queue import Segment
+from pilot_trio.proto.stream.send_queue import Run
 from pilot_trio.proto.stream.settings import NAGLE_DELAY, SEGMENT
-from pilot_trio.wire.sack import looks_like_sack
+from pilot_trio.wire.sack import MAGIC, looks_like_sack
 
-_COMPACT = 64 * SEGMENT  # bytes cut before the buffer is moved up; moving costs as much as what is left
+CHUNK: Final = 64 * 1024  # bytes that small writes are gathered into; a larger write is a chunk of its own
 
 
 class Outgoing:
     """A buffer with Nagle's algorithm. `nagle_at` is the deadline of a short tail that waits for more."""
 
-    __slots__ = ("_data", "_pushed", "_start", "nagle_at")
+    __slots__ = ("_chunks", "_pushed", "_size", "_start", "nagle_at")
 
     def __init__(self) -> None:
-        self._data = bytearray()
-        self._start = 0  # of what is not cut yet; moving it is cheaper than cutting the buffer
+        self._chunks: deque[bytearray] = deque()
+        self._start = 0  # of what is not cut yet in the first chunk
+        self._size = 0
         self._pushed = 0  # bytes that Nagle's algorithm must not hold back
         self.nagle_at = inf
 
     def __len__(self) -> int:
-        return len(self._data) - self._start
+        return self._size
 
     def append(self, data: bytes | memoryview, *, push: bool) -> None:
         """Add bytes; `push` if their tail must not wait for more."""
-        self._data += data
+        chunks = self._chunks
+        if chunks and len(chunks[-1]) + len(data) <= CHUNK:
+            chunks[-1] += data
+        else:
+            chunks.append(bytearray(data))
+        self._size += len(data)
         if push:
-            self._pushed = len(self)
+            self._pushed = self._size
 
     def push(self) -> None:
         """Let nothing wait for more: there will not be more."""
-        self._pushed = len(self)
+        self._pushed = self._size
 
     def clear(self) -> None:
         """Forget what was written."""
-        self._data.clear()
-        self._start = self._pushed = 0
+        self._chunks.clear()
+        self._start = self._size = self._pushed = 0
         self.nagle_at = inf
 
-    def waits(self, holds_short: bool, now: float) -> bool:
-        """Say whether a short tail had better wait: an earlier short segment is on its way, and its answer will release it."""
-        size = len(self)
-        if size >= SEGMENT or size <= self._pushed or not holds_short:
+    def cut(self, position: int, segments: int, now: float, *, holds_short: bool) -> Run | None:
+        """Cut at most so many segments, which start at `position`; None if nothing may leave now.
+
+        A short tail had better wait while an earlier short segment is on its way, whose answer will release it.
+        """
+        full = min(self._size // SEGMENT, segments)
+        size = full * SEGMENT
+        tail = self._size - size
+        short = full < segments and 0 < tail < SEGMENT and not self._waits(tail, size, now, holds_short=holds_short)
+        if short:
+            size += tail
+        if not size:
+            return None
+        data = self._peek(size)
+        if MAGIC in data:
+            data, short = _without_lookalike(data, short)
+        self._drop(len(data))
+        return Run(position, data, short=short)
+
+    def _waits(self, tail: int, before: int, now: float, *, holds_short: bool) -> bool:
+        if not holds_short or tail <= self._pushed - before:
             return False
         if self.nagle_at == inf:
             self.nagle_at = now + NAGLE_DELAY
         return self.nagle_at > now
 
-    def cut(self, position: int) -> Segment:
-        """Cut the next segment, which starts at `position`; there must be something to cut."""
+    def _peek(self, size: int) -> bytes:
+        """Return the first bytes."""
+        start, parts = self._start, []
+        for chunk in self._chunks:
+            part = bytes(memoryview(chunk)[start : start + size])
+            parts.append(part)
+            size -= len(part)
+            start = 0
+            if not size:
+                break
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _drop(self, size: int) -> None:
+        """Take the first bytes out."""
+        self._size -= size
+        self._pushed = max(0, self._pushed - size)
         self.nagle_at = inf
-        size = min(SEGMENT, len(self))
-        payload = bytes(memoryview(self._data)[self._start : self._start + size])
-        short = size < SEGMENT
-        if looks_like_sack(payload):
-            payload, short = payload[:1], False  # peers would swallow it; "S" alone is safe, and so is the rest
-        self._start += len(payload)
-        self._pushed = max(0, self._pushed - len(payload))
-        if self._start == len(self._data) or self._start >= _COMPACT:
-            del self._data[: self._start]
-            self._start = 0
-        return Segment(position, payload, short=short)
+        start, chunks = self._start + size, self._chunks
+        while chunks and start >= len(chunks[0]):
+            start -= len(chunks.popleft())
+        self._start = start
+
+
+def _without_lookalike(data: bytes, short: bool) -> tuple[bytes, bool]:
+    """Return as much of a run as peers would not swallow; of such a segment, "S" alone is safe, and so is the rest."""
+    for at in range(0, len(data), SEGMENT):
+        if looks_like_sack(data[at : at + SEGMENT]):
+            return (data[:at] if at else data[:1]), False
+    return data, short

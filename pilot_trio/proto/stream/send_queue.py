@@ -5,8 +5,9 @@ room for reordering, has passed. That finds lost retransmissions too, and repair
 
 A segment once sent keeps its boundaries: peers match segments by their exact sequence number (`spec/transport.md` §0).
 
-Every operation costs as much as it finds out, not as much as is outstanding: segments are searched by bisection, a
-growing block of a peer's report is read where it grew, and transmissions wait for their verdict in the order they left.
+Segments that leave together mostly arrive together, so the unit of bookkeeping is the `Run`: what a turn sends of a
+stream is one record however many segments it has, and is split at segment boundaries only where a report tells its parts
+apart. Every operation costs as much as it finds out, not as much as is outstanding.
 """
 
 from __future__ import annotations
@@ -18,29 +19,33 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Final
 
+from pilot_trio.proto.stream.settings import SEGMENT
+
 REORDER_SHARE: Final = 0.25  # of a round trip: how late a segment may be before it counts as lost (RFC 8985 §6.2)
 REORDER_MIN: Final = 0.001  # seconds; loops turn no faster, so a path of microseconds still gets this much
 TOO_SOON: Final = 0.9  # of the shortest round trip: an answer that comes sooner answers an earlier transmission
 REORDER_STEPS_MAX: Final = 16  # times as patient as at first, after retransmissions that were for nothing
-_COMPACT: Final = 256  # segments gone before the lists are cut; cutting costs as much as what is left
 
 Span = tuple[int, int]
 """Positions of the first byte and after the last byte. A position is a sequence number that does not wrap."""
 
 
-class Segment:
-    """One segment on its way."""
+class Run:
+    """Segments that follow each other and have had the same fate so far. All but the last are full."""
 
     __slots__ = (
-        "app_limited", "arrived", "delivered", "delivered_at", "end", "first_sent_at", "lost", "payload",
-        "sent_at", "short", "start", "transmissions",
+        "_data", "_offset", "app_limited", "arrived", "delivered", "delivered_at", "end", "first_sent_at", "lost",
+        "segments", "sent_at", "short", "size", "start", "transmissions",
     )  # fmt: skip
 
-    def __init__(self, start: int, payload: bytes, *, short: bool = False) -> None:
+    def __init__(self, start: int, data: bytes, *, short: bool = False) -> None:
+        self._data = data  # shared by all parts of what was one run
+        self._offset = 0
         self.start = start  # position
-        self.end = start + len(payload)
-        self.payload = payload
-        self.short = short  # Nagle's: shorter than a segment, so it holds back the next short one
+        self.size = len(data)  # bytes
+        self.end = start + self.size
+        self.segments = -(-self.size // SEGMENT)
+        self.short = short  # Nagle's: its last segment is short, so it holds back the next short one
         self.sent_at = 0.0
         self.transmissions = 0
         self.arrived = False  # acknowledged, cumulatively or selectively
@@ -50,23 +55,43 @@ class Segment:
         self.delivered_at = self.first_sent_at = 0.0
         self.app_limited = False
 
+    @property
+    def data(self) -> bytes:
+        """The bytes of all segments."""
+        data = self._data
+        return data if self.size == len(data) else data[self._offset : self._offset + self.size]
+
+    def cut_off(self, segments: int) -> Run:
+        """Keep the first `segments`, at least one and not all; return the others, as a run with the same history."""
+        kept = segments * SEGMENT
+        rest = Run.__new__(Run)
+        rest._data, rest._offset = self._data, self._offset + kept
+        rest.start, rest.end, rest.size = self.start + kept, self.end, self.size - kept
+        rest.segments, rest.short = self.segments - segments, self.short
+        rest.sent_at, rest.transmissions = self.sent_at, self.transmissions
+        rest.arrived, rest.lost = self.arrived, self.lost
+        rest.delivered, rest.delivered_at = self.delivered, self.delivered_at
+        rest.first_sent_at, rest.app_limited = self.first_sent_at, self.app_limited
+        self.end, self.size, self.segments, self.short = rest.start, kept, segments, False
+        return rest
+
 
 class SendQueue:
     """The scoreboard. `in_flight` counts bytes that are neither acknowledged, SACKed nor taken for lost."""
 
     __slots__ = (
-        "_by_time", "_first", "_lost", "_rack_end", "_rack_rtt", "_rack_sent_at", "_reorder_steps", "_reported",
-        "_segments", "_short_out", "_starts", "in_flight", "lost_count",
+        "_by_time", "_lost", "_rack_end", "_rack_rtt", "_rack_sent_at", "_reorder_steps", "_reported", "_runs",
+        "_short_out", "_starts", "in_flight", "lost_count", "outstanding",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self._segments: list[Segment] = []  # in order; those before `_first` are acknowledged
+        self._runs: list[Run] = []  # in order
         self._starts: list[int] = []  # their positions, for bisection
-        self._first = 0
         self.in_flight = 0
-        self.lost_count = 0
-        self._lost: list[int] = []  # heap of positions; an entry whose segment is not lost any more is skipped
-        self._by_time: deque[tuple[float, Segment]] = deque()  # (when it left, segment); stale entries are skipped
+        self.outstanding = 0  # segments not acknowledged cumulatively
+        self.lost_count = 0  # segments
+        self._lost: list[int] = []  # heap of positions; an entry at which no lost run starts is skipped
+        self._by_time: deque[tuple[float, int, int]] = deque()  # (when it left, start, end) of each transmission
         self._reported: Sequence[Span] = ()  # the last report worked in
         self._short_out = 0  # short segments that are not known to have arrived
         self._rack_sent_at = -inf  # when the latest segment known to have arrived left
@@ -74,103 +99,133 @@ class SendQueue:
         self._rack_rtt = 0.0
         self._reorder_steps = 1
 
-    def __len__(self) -> int:
-        return len(self._segments) - self._first
-
     @property
-    def head(self) -> Segment | None:
-        """The oldest segment, or None."""
-        return self._segments[self._first] if self._first < len(self._segments) else None
+    def head(self) -> Run | None:
+        """The run with the oldest segment, or None."""
+        return self._runs[0] if self._runs else None
 
-    @property
-    def tail(self) -> Segment | None:
-        """The newest segment, or None."""
-        return self._segments[-1] if self._first < len(self._segments) else None
+    def first_segment(self) -> Run | None:
+        """Return the oldest segment as a run of its own, or None."""
+        if self._runs and self._runs[0].segments > 1:
+            self._split(0, 1)
+        return self.head
 
-    def sent(self, segment: Segment, now: float) -> None:
+    def last_segment(self) -> Run | None:
+        """Return the newest segment as a run of its own, or None."""
+        if not self._runs:
+            return None
+        if self._runs[-1].segments > 1:
+            self._split(len(self._runs) - 1, self._runs[-1].segments - 1)
+        return self._runs[-1]
+
+    def sent(self, run: Run, now: float) -> None:
         """Note a transmission, first or repeated."""
-        if not segment.transmissions:
-            self._segments.append(segment)
-            self._starts.append(segment.start)
-            self.in_flight += len(segment.payload)
-            self._short_out += segment.short
-        elif segment.lost:
-            segment.lost = False
-            self.lost_count -= 1
-            self.in_flight += len(segment.payload)
-        segment.transmissions += 1
-        segment.sent_at = now
-        self._by_time.append((now, segment))
+        if not run.transmissions:
+            self._runs.append(run)
+            self._starts.append(run.start)
+            self.in_flight += run.size
+            self.outstanding += run.segments
+            self._short_out += run.short
+        elif run.lost:
+            run.lost = False
+            self.lost_count -= run.segments
+            self.in_flight += run.size
+        run.transmissions += 1
+        run.sent_at = now
+        self._by_time.append((now, run.start, run.end))
 
-    def acknowledge(self, ack: int) -> tuple[list[Segment], bool]:
-        """Take out what a cumulative acknowledgment covers wholly.
+    def acknowledge(self, ack: int) -> tuple[list[Run], bool]:
+        """Take out the segments that a cumulative acknowledgment covers wholly.
 
         Returns:
-          The segments that were not known to have arrived, and whether all that is covered was sent only once (Karn).
+          Those that were not known to have arrived, and whether all that is covered was sent only once (Karn).
         """
-        segments, at = self._segments, self._first
-        arrived, sent_once = [], True
-        while at < len(segments) and segments[at].end <= ack:
-            segment = segments[at]
-            at += 1
-            sent_once = sent_once and segment.transmissions == 1
-            if not segment.arrived:
-                self._on_arrival(segment)
-                arrived.append(segment)
-        self._first = at
-        if at == len(segments) or (at >= _COMPACT and at * 2 >= len(segments)):
-            del segments[:at], self._starts[:at]
-            self._first = 0
+        runs = self._runs
+        arrived, sent_once, count = [], True, 0
+        for run in runs:
+            if run.end > ack:
+                covered = (ack - run.start) // SEGMENT
+                if covered <= 0:
+                    break
+                self._split(count, covered)
+            count += 1
+            self.outstanding -= run.segments
+            sent_once = sent_once and run.transmissions == 1
+            if not run.arrived:
+                self._on_arrival(run)
+                arrived.append(run)
+            if run.end >= ack:
+                break
+        del runs[:count], self._starts[:count]
         return arrived, sent_once
 
-    def selectively_acknowledge(self, blocks: Sequence[Span]) -> list[Segment]:
+    def selectively_acknowledge(self, blocks: Sequence[Span]) -> list[Run]:
         """Mark what blocks cover; return what is marked for the first time. A touched segment counts as covered."""
-        marked = []
+        marked: list[Run] = []
         for left, right in blocks:
             begin = left
             for known_left, known_right in self._reported:
                 if known_left <= begin < known_right:
                     begin = known_right
-            if begin >= right:
-                continue
-            at = max(self._first, bisect_right(self._starts, begin) - 1)
-            while at < len(self._segments) and self._starts[at] < right:
-                segment = self._segments[at]
-                at += 1
-                if segment.end > begin and not segment.arrived:
-                    self._on_arrival(segment)
-                    marked.append(segment)
+            if begin < right:
+                self._mark(begin, right, marked)
         self._reported = blocks
         return marked
 
-    def _on_arrival(self, segment: Segment) -> None:
-        segment.arrived = True
-        self._short_out -= segment.short
-        if segment.lost:
-            segment.lost = False
-            self.lost_count -= 1
-        else:
-            self.in_flight -= len(segment.payload)
+    def _mark(self, begin: int, end: int, marked: list[Run]) -> None:
+        runs, starts = self._runs, self._starts
+        at = max(0, bisect_right(starts, begin) - 1)
+        while at < len(runs) and starts[at] < end:
+            run = runs[at]
+            if run.end > begin and not run.arrived:
+                before = (begin - run.start) // SEGMENT
+                if before > 0:
+                    self._split(at, before)
+                    at += 1
+                    run = runs[at]
+                within = -((run.start - end) // SEGMENT)
+                if within < run.segments:
+                    self._split(at, within)
+                self._on_arrival(run)
+                marked.append(run)
+            at += 1
 
-    def note_arrivals(self, arrived: list[Segment], min_rtt: float, now: float) -> int:
+    def _split(self, at: int, segments: int) -> None:
+        """Make two runs of one; the first has so many segments."""
+        rest = self._runs[at].cut_off(segments)
+        self._runs.insert(at + 1, rest)
+        self._starts.insert(at + 1, rest.start)
+        if rest.lost:
+            heappush(self._lost, rest.start)
+
+    def _on_arrival(self, run: Run) -> None:
+        run.arrived = True
+        self._short_out -= run.short
+        if run.lost:
+            run.lost = False
+            self.lost_count -= run.segments
+        else:
+            self.in_flight -= run.size
+
+    def note_arrivals(self, arrived: list[Run], min_rtt: float, now: float) -> int:
         """Let loss detection know of segments that arrived; return how many had been sent again for nothing."""
         spurious = 0
         too_soon = TOO_SOON * min_rtt if min_rtt < inf else 0.0
-        for segment in arrived:
-            sent_at = segment.sent_at
-            if segment.transmissions > 1 and now - sent_at < too_soon:
+        for run in arrived:
+            sent_at = run.sent_at
+            if run.transmissions > 1 and now - sent_at < too_soon:
                 # This answers an earlier transmission (RFC 8985 §6.2 step 2): we were not patient enough.
-                spurious += 1
+                spurious += run.segments
                 continue
-            if sent_at > self._rack_sent_at or (sent_at == self._rack_sent_at and segment.end > self._rack_end):
-                self._rack_sent_at, self._rack_end = sent_at, segment.end
+            if sent_at > self._rack_sent_at or (sent_at == self._rack_sent_at and run.end > self._rack_end):
+                self._rack_sent_at, self._rack_end = sent_at, run.end
                 self._rack_rtt = now - sent_at
         if spurious:
             self._reorder_steps = min(REORDER_STEPS_MAX, self._reorder_steps + 1)
         return spurious
 
     def detect_losses(self, blind_below: int, min_rtt: float, srtt: float, now: float) -> tuple[int, float]:
-        """Mark what is found lost; return how many that are just now, and when to look again (`math.inf`: no need).
+        """Mark what is found lost; return how many segments that are just now, and when to look again (`math.inf`: no need).
 
         Args:
           blind_below: position below which the peer's report says nothing: it names its four highest blocks only, so what
@@ -180,38 +235,52 @@ class SendQueue:
           now: the current time.
         """
         lost, look_again = 0, inf
-        by_time, rack_rtt = self._by_time, self._rack_rtt
+        by_time = self._by_time
         reorder = min(max(REORDER_MIN, min_rtt * REORDER_SHARE * self._reorder_steps), max(REORDER_MIN, srtt))
         undecided = []
         while by_time:
-            entry = by_time[0]
-            sent_at, segment = entry
-            if segment.arrived or segment.lost or segment.sent_at != sent_at:
+            sent_at, start, end = by_time[0]
+            out = self._still_out(sent_at, start, end)
+            if not out:
                 by_time.popleft()
                 continue
-            if sent_at > self._rack_sent_at or (sent_at == self._rack_sent_at and segment.end > self._rack_end):
-                break
-            blind = segment.start < blind_below
-            due = sent_at + rack_rtt + reorder + (rack_rtt if blind else 0.0)
-            if due <= now:
-                by_time.popleft()
-                self.mark_lost(segment)
-                lost += 1
-                continue
-            look_again = min(look_again, due)
-            if not blind:
+            due = sent_at + self._rack_rtt + reorder
+            waits = False
+            for run in out:
+                if sent_at > self._rack_sent_at or (sent_at == self._rack_sent_at and run.end > self._rack_end):
+                    waits = True  # nothing that left later has arrived
+                    break
+                verdict_at = due + (self._rack_rtt if run.start < blind_below else 0.0)
+                if verdict_at <= now:
+                    self.mark_lost(run)
+                    lost += run.segments
+                else:
+                    look_again = min(look_again, verdict_at)
+                    waits = waits or run.start >= blind_below
+            if waits:
                 break  # what left later is due later
             undecided.append(by_time.popleft())
         by_time.extendleft(reversed(undecided))
         return lost, look_again
 
-    def mark_lost(self, segment: Segment) -> None:
-        """Take a segment for lost: it leaves the flight and waits to be sent again."""
-        if not segment.lost and not segment.arrived:
-            segment.lost = True
-            self.lost_count += 1
-            self.in_flight -= len(segment.payload)
-            heappush(self._lost, segment.start)
+    def _still_out(self, sent_at: float, start: int, end: int) -> list[Run]:
+        """Return what is in flight of a transmission."""
+        runs = self._runs
+        at = bisect_left(self._starts, start)
+        out = []
+        while at < len(runs) and (run := runs[at]).start < end:
+            at += 1
+            if not run.arrived and not run.lost and run.sent_at == sent_at:
+                out.append(run)
+        return out
+
+    def mark_lost(self, run: Run) -> None:
+        """Take a run for lost: it leaves the flight and waits to be sent again."""
+        if not run.lost and not run.arrived:
+            run.lost = True
+            self.lost_count += run.segments
+            self.in_flight -= run.size
+            heappush(self._lost, run.start)
 
     def on_timeout(self) -> None:
         """Take all for lost that is not known to have arrived.
@@ -219,25 +288,26 @@ class SendQueue:
         A peer that reported the first segment and does not acknowledge it has taken its report back (a stalled reader
         parks the head of the line, `spec/transport.md` §4.5): then no report counts.
         """
-        head = self.head
-        reneged = head is not None and head.arrived
+        reneged = bool(self._runs) and self._runs[0].arrived
         self._by_time.clear()
         if reneged:
             self._reported = ()
-        for segment in self._segments[self._first :]:
-            if reneged and segment.arrived:
-                segment.arrived = False
-                self.in_flight += len(segment.payload)
-                self._short_out += segment.short
-            self.mark_lost(segment)
+        for run in self._runs:
+            if reneged and run.arrived:
+                run.arrived = False
+                self.in_flight += run.size
+                self._short_out += run.short
+            self.mark_lost(run)
 
-    def next_lost(self) -> Segment | None:
-        """Return the oldest segment that waits to be sent again, or None."""
+    def next_lost(self, segments: int) -> Run | None:
+        """Return the oldest segments that wait to be sent again, at most so many, or None."""
         while self._lost:
             start = self._lost[0]
-            at = bisect_left(self._starts, start, self._first)
-            if at < len(self._starts) and self._starts[at] == start and self._segments[at].lost:
-                return self._segments[at]
+            at = bisect_left(self._starts, start)
+            if at < len(self._starts) and self._starts[at] == start and self._runs[at].lost:
+                if self._runs[at].segments > segments:
+                    self._split(at, segments)
+                return self._runs[at]
             heappop(self._lost)
         return None
 

@@ -12,7 +12,7 @@ from pilot_trio.proto.stream.budget import STREAM_SHARE, Budget
 from pilot_trio.proto.stream.congestion import Congestion
 from pilot_trio.proto.stream.outgoing import Outgoing
 from pilot_trio.proto.stream.rtt import RTO_MAX, RttEstimator
-from pilot_trio.proto.stream.send_queue import Segment, SendQueue
+from pilot_trio.proto.stream.send_queue import Run, SendQueue
 from pilot_trio.proto.stream.settings import (
     ACK_DELAY,
     HEADROOM,
@@ -23,6 +23,7 @@ from pilot_trio.proto.stream.settings import (
     PROBE_MAX,
     REFERENCE_FLIGHT_MAX,
     REFERENCE_WINDOW_MAX,
+    SEGMENT,
     SEND_BUFFER,
     TRANSMISSIONS_MAX,
 )
@@ -72,7 +73,7 @@ class Sender:
     @property
     def is_idle(self) -> bool:
         """True when everything written is acknowledged."""
-        return not self.queue and not self.outgoing
+        return not self.queue.outstanding and not self.outgoing
 
     @property
     def peer_is_reference(self) -> bool:
@@ -116,21 +117,21 @@ class Sender:
         reopened = window_changed and not self.snd_wnd
         if window_changed:
             self._take_window(window, now)
-        arrived: list[Segment] = []
+        arrived: list[Run] = []
         advanced = ack > self.snd_una
         if advanced:
             arrived = self._advance(ack, now)
-        elif bare and self.queue and not window_changed:
+        elif bare and self.queue.outstanding and not window_changed:
             self.duplicate_acks += 1
         if blocks:
             arrived += self._take_report(blocks, now)
         if arrived or advanced:
             self._on_progress(arrived, now)
-        elif reopened and (head := self.queue.head) is not None:
+        elif reopened and (head := self.queue.first_segment()) is not None:
             self.queue.mark_lost(head)  # the probe found no room; now there is
         return advanced or window_changed
 
-    def _advance(self, ack: int, now: float) -> list[Segment]:
+    def _advance(self, ack: int, now: float) -> list[Run]:
         self.snd_una = ack
         arrived, sent_once = self.queue.acknowledge(ack)
         if arrived and sent_once:
@@ -148,7 +149,7 @@ class Sender:
         if was_shut or not window:
             self._arm_retransmission(now)
 
-    def _take_report(self, blocks: list[Block], now: float) -> list[Segment]:
+    def _take_report(self, blocks: list[Block], now: float) -> list[Run]:
         spans = []
         for left, right in blocks:
             begin, end = self.position_of(left), self.position_of(right)
@@ -163,7 +164,7 @@ class Sender:
             self.rtt.on_sample(max(0.0, now - marked[-1].sent_at), now)
         return marked
 
-    def _on_progress(self, arrived: list[Segment], now: float) -> None:
+    def _on_progress(self, arrived: list[Run], now: float) -> None:
         # Only progress restarts the timers: a peer that sends data of its own repeats an old acknowledgment for ever.
         queue = self.queue
         self._backoff = 1.0
@@ -193,13 +194,14 @@ class Sender:
 
     # --- what leaves -------------------------------------------------------------------------------------------------
 
-    def segments_to_send(self, now: float) -> list[Segment]:
+    def runs_to_send(self, now: float) -> list[Run]:
         """Return what may leave now, in order: lost segments first, then new ones."""
         self.pace_at = inf
-        out: list[Segment] = []
+        out: list[Run] = []
         if self.snd_wnd:
-            self._resend_lost(out, now)
-            if not self.queue.lost_count:
+            if self.queue.lost_count:
+                self._resend_lost(out, now)
+            if self.outgoing and not self.queue.lost_count:
                 self._send_new(out, now)
         if out:
             self._count()
@@ -207,40 +209,38 @@ class Sender:
             self._wait_to_probe(now, self._probe_interval)
         return out
 
-    def _may_send(self, now: float) -> bool:
-        """Ask congestion window, budget and pacing."""
+    def _allowance(self, now: float) -> int:
+        """Return how many segments congestion window, budget and pacing let out now."""
         flight = self.queue.in_flight
-        if flight >= self.congestion.cwnd:
-            return False
-        if flight - self._counted_flight >= self._budget.room and flight >= STREAM_SHARE:
-            return False
-        at = self.congestion.may_send_at(now)
-        if at > now:
-            self.pace_at = at
-        return at <= now
+        limit = min(self.congestion.cwnd, max(STREAM_SHARE, self._counted_flight + self._budget.room))
+        if flight >= limit:
+            return 0
+        segments = -((flight - limit) // SEGMENT)
+        paced = self.congestion.allowance(now)
+        if paced < segments * SEGMENT:
+            segments = paced // SEGMENT
+            if not segments:
+                self.pace_at = self.congestion.allows_at(now)
+        return segments
 
-    def _resend_lost(self, out: list[Segment], now: float) -> None:
-        queue = self.queue
-        while queue.lost_count and self._may_send(now):
-            segment = queue.next_lost()
-            if segment is None:
-                return
-            self._note_sent(segment, now)
-            out.append(segment)
+    def _resend_lost(self, out: list[Run], now: float) -> None:
+        while (allowed := self._allowance(now)) and (run := self.queue.next_lost(allowed)) is not None:
+            self._note_sent(run, now)
+            out.append(run)
         if out and self.retransmit_at == inf:
             self._arm_retransmission(now)
 
-    def _send_new(self, out: list[Segment], now: float) -> None:
+    def _send_new(self, out: list[Run], now: float) -> None:
         outgoing, queue = self.outgoing, self.queue
         limit = self._flight_limit()
         sent = False
-        while outgoing and len(queue) < limit and self._may_send(now):
-            if outgoing.waits(queue.holds_short(), now):
+        while outgoing and (room := limit - queue.outstanding) > 0 and (allowed := self._allowance(now)):
+            run = outgoing.cut(self.snd_nxt, min(allowed, room), now, holds_short=queue.holds_short())
+            if run is None:
                 break
-            segment = outgoing.cut(self.snd_nxt)
-            self.snd_nxt = segment.end
-            self._note_sent(segment, now)
-            out.append(segment)
+            self.snd_nxt = run.end
+            self._note_sent(run, now)
+            out.append(run)
             sent = True
         if sent:
             self._arm_retransmission(now)
@@ -251,11 +251,11 @@ class Sender:
             return min(self.snd_wnd, OUTSTANDING_MAX)
         return min(self.snd_wnd - HEADROOM, REFERENCE_FLIGHT_MAX)
 
-    def _note_sent(self, segment: Segment, now: float) -> None:
+    def _note_sent(self, run: Run, now: float) -> None:
         queue = self.queue
         app_limited = not self.outgoing and not queue.lost_count
-        self.congestion.on_sent(segment, queue.in_flight, now, app_limited=app_limited)
-        queue.sent(segment, now)
+        self.congestion.on_sent(run, queue.in_flight, now, app_limited=app_limited)
+        queue.sent(run, now)
 
     # --- the closed window -------------------------------------------------------------------------------------------
 
@@ -263,37 +263,38 @@ class Sender:
         """Say whether only a probe can find out that the peer has room."""
         if not self.snd_wnd:
             return not self.is_idle
-        return bool(self.outgoing) and not self.queue and self._flight_limit() <= 0
+        return bool(self.outgoing) and not self.queue.outstanding and self._flight_limit() <= 0
 
     def _wait_to_probe(self, now: float, interval: float) -> None:
         first, most = (HEADROOM_PROBE_FIRST, HEADROOM_PROBE_MAX) if self.snd_wnd else (PROBE_FIRST, PROBE_MAX)
         self._probe_interval = max(first, min(most, interval))
         self.probe_at = now + self._probe_interval
 
-    def probe_window(self, now: float) -> Segment | None:
+    def probe_window(self, now: float) -> Run | None:
         """Return a real segment to send into a closed window: the only thing that makes a reference peer tell its window."""
         self.probe_at = inf
         if not self._is_shut_out():
             return None
-        segment = self.queue.head
-        if segment is None:
-            segment = self.outgoing.cut(self.snd_nxt)
-            self.snd_nxt = segment.end
+        run = self.queue.first_segment()
+        if run is None:
+            run = self.outgoing.cut(self.snd_nxt, 1, now, holds_short=False)
+            assert run is not None  # shut out with nothing outstanding means that something waits
+            self.snd_nxt = run.end
         else:
-            self.queue.mark_lost(segment)
-        transmissions = segment.transmissions
-        self._note_sent(segment, now)
-        segment.transmissions = max(1, transmissions)  # probes do not count towards giving up
+            self.queue.mark_lost(run)
+        transmissions = run.transmissions
+        self._note_sent(run, now)
+        run.transmissions = max(1, transmissions)  # probes do not count towards giving up
         self._count()
         self._wait_to_probe(now, self._probe_interval * 2)
         self._arm_retransmission(now)
-        return segment
+        return run
 
     # --- silence -----------------------------------------------------------------------------------------------------
 
     def _arm_retransmission(self, now: float) -> None:
         """Set the one timer that guards what is out: a tail probe first, then the retransmission timeout."""
-        if not self.queue or not self.snd_wnd:
+        if not self.queue.outstanding or not self.snd_wnd:
             self.retransmit_at = inf  # nothing out, or the window probe's business
         elif self._probes_tail():
             self.retransmit_at = now + max(TLP_MIN, TLP_ROUND_TRIPS * self.rtt.srtt + ACK_DELAY)
@@ -313,12 +314,14 @@ class Sender:
 
     def _on_retransmission_timeout(self, now: float) -> bool:
         self.retransmit_at = inf
-        head, tail = self.queue.head, self.queue.tail
-        if head is None or tail is None:
+        head = self.queue.head
+        if head is None:
             return True
         if self._probes_tail():
             # Tail loss probe (RFC 8985 §7): the answer tells what else is missing.
             self._tail_probed = True
+            tail = self.queue.last_segment()
+            assert tail is not None  # there is a head
             self.queue.mark_lost(tail)
         else:
             if self._timeouts >= TRANSMISSIONS_MAX - 1 and head.transmissions >= TRANSMISSIONS_MAX:

@@ -13,7 +13,7 @@ import attrs
 from pilot_trio.address import Address, NetworkId, NodeId, Port, SocketAddress
 from pilot_trio.proto.stream.connection import Connection, Event, State
 from pilot_trio.proto.stream.settings import StreamSettings
-from pilot_trio.wire.packet import Packet
+from pilot_trio.wire.packet import Packet, decode
 
 
 def address(node: int, port: int) -> SocketAddress:
@@ -70,7 +70,7 @@ class Link:
         if end is None:
             return
         for packet in end.packets_to_send(self.now):
-            self._carry(index, packet)
+            self._carry(index, decode(packet))
         while (event := end.next_event()) is not None:
             self.events[index].append(event)
 

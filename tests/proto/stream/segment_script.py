@@ -12,7 +12,7 @@ from pilot_trio.proto.stream.budget import Budget
 from pilot_trio.proto.stream.connection import Connection, Event, State
 from pilot_trio.proto.stream.settings import StreamSettings
 from pilot_trio.wire import sack
-from pilot_trio.wire.packet import ACK, FIN, RST, STREAM, SYN, Packet
+from pilot_trio.wire.packet import ACK, FIN, RST, STREAM, SYN, Packet, decode
 
 from .link import address
 
@@ -57,7 +57,7 @@ class Script:
     _out: list[tuple[float, Packet]] = attrs.Factory(list)
 
     def pump(self) -> None:
-        self._out += [(self.now, packet) for packet in self.machine.packets_to_send(self.now)]
+        self._out += [(self.now, decode(packet)) for packet in self.machine.packets_to_send(self.now)]
         while (event := self.machine.next_event()) is not None:
             self.events.append(event)
 

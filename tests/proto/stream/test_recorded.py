@@ -38,7 +38,7 @@ def on_the_wire(packet: Packet) -> bytes:
 
 
 def sent(machine: Connection, now: float) -> list[bytes]:
-    return [on_the_wire(packet) for packet in machine.packets_to_send(now)]
+    return [on_the_wire(decode(packet)) for packet in machine.packets_to_send(now)]
 
 
 def test_a_ping_as_the_one_who_dials() -> None:

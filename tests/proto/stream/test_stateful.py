@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from pilot_trio.proto.stream.connection import Connection, State
 from pilot_trio.proto.stream.settings import OUTSTANDING_MAX, RECEIVE_SLOTS, SEGMENT, SEND_BUFFER
-from pilot_trio.wire.packet import FIN, RST, SYN, Packet
+from pilot_trio.wire.packet import FIN, RST, SYN, Packet, decode
 
 from .link import address
 
@@ -23,7 +23,7 @@ class TwoEnds(RuleBasedStateMachine):
         self.now = 0.0
         dialler = Connection.dialling(address(1, 49152), address(2, 7), self.now)
         (syn,) = dialler.packets_to_send(self.now)
-        acceptor = Connection.accepting(syn, self.now)
+        acceptor = Connection.accepting(decode(syn), self.now)
         self.ends = (dialler, acceptor)
         self.on_the_way: tuple[list[Packet], list[Packet]] = ([], [])
         self.written = (bytearray(), bytearray())
@@ -34,7 +34,7 @@ class TwoEnds(RuleBasedStateMachine):
         self.deliver(0, 0)
 
     def pump(self, side: int) -> None:
-        for packet in self.ends[side].packets_to_send(self.now):
+        for packet in map(decode, self.ends[side].packets_to_send(self.now)):
             self.on_the_way[1 - side].append(packet)
             if packet.payload and not packet.payload.startswith(b"SACK") and not packet.flags & (SYN | FIN | RST):
                 # A segment once sent keeps its boundaries and its bytes.
@@ -101,7 +101,7 @@ class TwoEnds(RuleBasedStateMachine):
             sender = end._sender
             assert 0 <= sender.queue.in_flight <= SEND_BUFFER
             assert len(sender.outgoing) <= SEND_BUFFER
-            assert len(sender.queue) <= OUTSTANDING_MAX
+            assert sender.queue.outstanding <= OUTSTANDING_MAX
             assert sender.queue.lost_count >= 0
             assert end.readable <= (RECEIVE_SLOTS + 1) * SEGMENT
             assert sender._budget.in_flight == sender.queue.in_flight
