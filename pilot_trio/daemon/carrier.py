@@ -8,7 +8,7 @@ acknowledgment and one wake-up per connection, and one write to the socket.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
@@ -49,6 +49,10 @@ class Tunnel(Protocol):
 
     def send(self, node: int, packet: Packet, /) -> None:
         """Send a packet, or keep it until there is a key; raise `TunnelError`."""
+        ...
+
+    def send_packets(self, node: int, packets: Sequence[bytes], /) -> None:
+        """Send encoded packets of streams as `send` does, in this order."""
         ...
 
     def turn(self) -> AbstractContextManager[object]:
@@ -255,19 +259,24 @@ class TunnelCarrier(Carrier):
     def receive(self, batch: Iterable[tuple[int, Packet]]) -> None:
         """Work in the packets of one read of the socket, all of them authenticated."""
         with self._batch():
+            run = _Run()
             for node, packet in batch:
+                if run.takes(packet):
+                    continue
+                run.finish()
                 if packet.protocol == STREAM:
-                    self._on_stream_packet(node, packet)
+                    self._on_stream_packet(node, packet, run)
                 elif packet.protocol == DATAGRAM:
                     self._on_datagram(node, packet)
+            run.finish()
 
-    def _on_stream_packet(self, node: int, packet: Packet) -> None:
+    def _on_stream_packet(self, node: int, packet: Packet, run: _Run) -> None:
         key = (packet.destination_port, packet.source, packet.source_port)
         connection = self._connections.get(key)
         if packet.flags & (SYN | ACK) == SYN and (connection is None or _gives_way(connection)):
             self._on_syn(node, packet)
         elif connection is not None:
-            connection.receive_packet(packet)
+            run.start(connection, packet)
             self._touched[connection] = None
 
     def _on_datagram(self, node: int, packet: Packet) -> None:
@@ -407,10 +416,10 @@ class TunnelCarrier(Carrier):
     def _advance(self, connection: RemoteConnection) -> None:
         """The only way on for a stream machine: its packets to the tunnel, its events to whoever waits, its deadline."""
         machine, node = connection.machine, connection.remote.address.node
-        send = self._tunnel.send
+        packets = machine.packets_to_send(trio.current_time())
         try:
-            for packet in machine.packets_to_send(trio.current_time()):
-                send(node, packet)
+            if packets:
+                self._tunnel.send_packets(node, packets)
         except TunnelError as exc:
             # A segment has a number and is sent again; what ends a dial ends it by its own clock.
             _log.debug("packet not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
@@ -436,6 +445,44 @@ class TunnelCarrier(Carrier):
 
     def _follow(self, connection: Connection, old: ConnState) -> None:
         self._table.follow(connection, old)
+
+
+class _Run:
+    """Packets that arrive one after the other for one connection; it gets them together."""
+
+    __slots__ = ("_connection", "_packets", "_source", "_source_port", "_to")
+
+    def __init__(self) -> None:
+        self._connection: RemoteConnection | None = None
+        self._packets: list[Packet] = []
+        self._source: Address | None = None
+        self._source_port = self._to = 0
+
+    def start(self, connection: RemoteConnection, packet: Packet) -> None:
+        """Begin with a packet of a connection."""
+        self._connection = connection
+        self._packets = [packet]
+        self._source, self._source_port, self._to = packet.source, packet.source_port, packet.destination_port
+
+    def takes(self, packet: Packet) -> bool:
+        """Take a packet, if it is a stream's, goes on where the run is, and has no flag that may end or begin anything."""
+        if (
+            packet.source_port == self._source_port
+            and packet.destination_port == self._to
+            and packet.flags == ACK
+            and packet.protocol == STREAM
+            and packet.source == self._source
+        ):
+            self._packets.append(packet)
+            return True
+        return False
+
+    def finish(self) -> None:
+        """Hand over what there is."""
+        connection, self._connection = self._connection, None
+        self._source = None
+        if connection is not None:
+            connection.receive_packets(self._packets)
 
 
 def _key(connection: Connection) -> _Key:

@@ -6,7 +6,7 @@ packets to the tunnel, events to whoever waits, the next deadline to the timers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final
 
 import trio
@@ -70,6 +70,10 @@ class RemoteConnection(Connection):
     def receive_packet(self, packet: Packet) -> None:
         """Hand a packet to the machine; the caller pumps when it has handed over all of a batch."""
         self.machine.receive_packet(packet, trio.current_time())
+
+    def receive_packets(self, packets: Sequence[Packet]) -> None:
+        """Hand over packets that arrived one after the other, as `receive_packet` does with one."""
+        self.machine.receive_packets(packets, trio.current_time())
 
     def _on_due(self, now: float) -> None:
         self.machine.handle_timeout(now)

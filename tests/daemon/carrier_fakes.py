@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import attrs
@@ -20,7 +20,7 @@ from pilot_trio.errors import NoRoute
 from pilot_trio.net.timers import Timers
 from pilot_trio.proto.ports import PortTable
 from pilot_trio.proto.tunnel.errors import NoTunnel
-from pilot_trio.wire.packet import Packet
+from pilot_trio.wire.packet import Packet, decode
 
 
 class Wire:
@@ -73,6 +73,11 @@ class FakeTunnel:
             self._out.append((node, packet))
         if not self._turns:
             self._flush()
+
+    def send_packets(self, node: int, packets: Sequence[bytes], /) -> None:
+        with self.turn():
+            for packet in packets:
+                self.send(node, decode(packet))
 
     @contextmanager
     def turn(self) -> Iterator[None]:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilot_trio.address import Address, NetworkId, NodeId
+from pilot_trio.address import Address, NetworkId, NodeId, Port, SocketAddress
 from pilot_trio.errors import DecodeError
 from pilot_trio.wire import packet, sack
-from pilot_trio.wire.packet import Packet
+from pilot_trio.wire.packet import ACK, STREAM, Flow, Packet
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "packets.json").read_text())
 FLAGS = {"SYN": packet.SYN, "ACK": packet.ACK, "FIN": packet.FIN, "RST": packet.RST}
@@ -92,3 +92,25 @@ def test_sack_vectors(vector: dict[str, Any]) -> None:
 @given(st.lists(st.tuples(u32, u32), min_size=1, max_size=4))
 def test_sack_blocks_survive_the_wire(blocks: list[sack.Block]) -> None:
     assert sack.decode(sack.encode(blocks)) == blocks
+
+
+@given(
+    addresses,
+    addresses,
+    u16,
+    u16,
+    st.lists(st.tuples(st.binary(max_size=200), u32, u32, u16), max_size=4),
+    st.integers(1, 40),
+)
+def test_a_flow_encodes_what_packets_one_by_one_do(
+    source: Address, destination: Address, s_port: int, d_port: int, runs: list[tuple[bytes, int, int, int]], size: int
+) -> None:
+    flow = Flow(ACK, SocketAddress(source, Port(s_port)), SocketAddress(destination, Port(d_port)), size)
+    for data, seq, ack, window in runs:
+        assert flow.encode(data, seq, ack, window) == [
+            Packet(
+                ACK, STREAM, source, destination, s_port, d_port,
+                (seq + at) & 0xFFFF_FFFF, ack, window, data[at : at + size],
+            ).encode()
+            for at in range(0, len(data), size)
+        ]  # fmt: skip

@@ -12,6 +12,7 @@ holds at most 128 early segments, never announces a reopened window, and never a
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from math import inf
 from typing import Any, Final
 
@@ -162,6 +163,27 @@ class Connection:
 
     # --- packets in --------------------------------------------------------------------------------------------------
 
+    def receive_packets(self, packets: Sequence[Packet], now: float) -> None:
+        """Work in packets of this connection that were received together, in order."""
+        at = 0
+        while at < len(packets):
+            self.receive_packet(packets[at], now)
+            at += 1
+            if at < len(packets) and self.state is State.ESTABLISHED and self._closing.peer_fin is None:
+                at += self._take_more_of_the_same(packets, at, now)
+
+    def _take_more_of_the_same(self, packets: Sequence[Packet], at: int, now: float) -> int:
+        """Take data in order that says nothing else than the packet before it did; return how many packets that were."""
+        before = packets[at - 1]
+        data = self._receiver.data
+        taken, size = data.receive_run(packets, at, before.ack, before.window)
+        if taken:
+            self.segments_received += taken
+            self.bytes_received += size
+            self._receiver.on_run(taken, now)
+            self._announce_readable()
+        return taken
+
     def receive_packet(self, packet: Packet, now: float) -> None:
         """Work in a packet of this connection, in the protocol's order of dispatch (§3.9)."""
         self.segments_received += 1
@@ -252,14 +274,17 @@ class Connection:
         before = data.position
         if self._receiver.on_segment(packet.seq, packet.payload, now):
             self.bytes_received += data.position - before
-            if not self._events or self._events[-1] is not Event.READABLE:
-                self._events.append(Event.READABLE)  # one for all that a batch brings
+            self._announce_readable()
         peer_fin = self._closing.peer_fin
         if peer_fin is not None:
             if seq_leq(peer_fin, data.rcv_nxt):
                 self._accept_fin(peer_fin, now)
             else:
                 self._closing.hold(peer_fin, now)
+
+    def _announce_readable(self) -> None:
+        if not self._events or self._events[-1] is not Event.READABLE:
+            self._events.append(Event.READABLE)  # one for all that a batch brings
 
     def _maybe_answer_probe(self, quiet: float, now: float) -> None:
         """Answer an empty acknowledgment that brought nothing, in the two cases that cannot become a loop (§9.3, §3.5)."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Sequence
 from itertools import islice
 from typing import Final
 
 from pilot_trio.proto.stream.settings import RECEIVE_SLOTS, SEGMENT
-from pilot_trio.wire.sack import BLOCKS_MAX, Block
+from pilot_trio.wire.packet import ACK, Packet
+from pilot_trio.wire.sack import BLOCKS_MAX, MAGIC, Block
 
 SIZE_MAX: Final = RECEIVE_SLOTS * SEGMENT  # bytes queued or early; what the advertised window promises
 REPORTS_MAX: Final = (
@@ -80,6 +82,44 @@ class Reassembly:
         if self._early:
             self._join()
         return True
+
+    def receive_run(self, packets: Sequence[Packet], at: int, ack: int, window: int) -> tuple[int, int]:
+        """Take packets from `at` on as long as they bring data in order and nothing else.
+
+        Args:
+          packets: received together.
+          at: index of the first.
+          ack: acknowledgment number that is news no more.
+          window: window field that is news no more.
+
+        Returns:
+          How many were taken, and their bytes.
+        """
+        if self._early:
+            return 0, 0
+        queue, position = self._queue, self.position
+        last = position + SIZE_MAX - self.queued_bytes
+        end = min(len(packets), at + RECEIVE_SLOTS - len(queue))
+        first = at
+        while at < end:
+            flags, _, _, _, _, _, seq, packet_ack, packet_window, payload = packets[at]
+            if (
+                flags != ACK
+                or seq != position & _MASK
+                or packet_ack != ack
+                or packet_window != window
+                or not payload
+                or position >= last
+                or payload.startswith(MAGIC)
+            ):
+                break
+            queue.append(payload)
+            position += len(payload)
+            at += 1
+        size = position - self.position
+        self.queued_bytes += size
+        self.position = position
+        return at - first, size
 
     def _keep(self, start: int, payload: bytes) -> None:
         """Keep an early segment, unless it is beyond what was promised or touches bytes that are held already."""

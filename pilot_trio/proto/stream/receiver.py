@@ -31,7 +31,12 @@ class Receiver:
             # Early, late, or filling a gap: a reference sender counts these answers, so each gets its own.
             self.owed += 1
             return readable
-        self._unacknowledged += 1
+        self.on_run(1, now)
+        return readable
+
+    def on_run(self, segments: int, now: float) -> None:
+        """Note segments that arrived in order."""
+        self._unacknowledged += segments
         if self._unacknowledged >= 2:
             self.owe()
         elif self._quick_acks:
@@ -39,7 +44,6 @@ class Receiver:
             self.owe()
         elif self.ack_at == inf:
             self.ack_at = now + ACK_DELAY
-        return readable
 
     def owe(self) -> None:
         """Owe an acknowledgment, if none is owed yet."""

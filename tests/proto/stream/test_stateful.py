@@ -63,8 +63,7 @@ class TwoEnds(RuleBasedStateMachine):
     @precondition(lambda self: any(self.on_the_way))
     @rule(side=SIDES)
     def deliver_all(self, side: int) -> None:
-        for packet in self.on_the_way[side]:
-            self.ends[side].receive_packet(packet, self.now)
+        self.ends[side].receive_packets(self.on_the_way[side], self.now)
         self.on_the_way[side].clear()
         self.pump(side)
 
@@ -102,7 +101,11 @@ class TwoEnds(RuleBasedStateMachine):
             assert 0 <= sender.queue.in_flight <= SEND_BUFFER
             assert len(sender.outgoing) <= SEND_BUFFER
             assert sender.queue.outstanding <= OUTSTANDING_MAX
-            assert sender.queue.lost_count >= 0
+            runs = sender.queue._runs
+            assert sender.queue.outstanding == sum(run.segments for run in runs)
+            assert sender.queue.lost_count == sum(run.segments for run in runs if run.lost)
+            assert sender.queue.in_flight == sum(run.size for run in runs if not run.lost and not run.arrived)
+            assert sender.queue.holds_short() == any(run.short for run in runs if not run.arrived)
             assert end.readable <= (RECEIVE_SLOTS + 1) * SEGMENT
             assert sender._budget.in_flight == sender.queue.in_flight
 
