@@ -37,21 +37,21 @@ CONTROL: Final = 3  # protocol number; protocol
 HEADER_SIZE: Final = 34  # bytes; protocol
 PAYLOAD_MAX: Final = 0xFFFF  # bytes; protocol, `spec/transport.md` §2
 
-FLOWS_MAX: Final = 1024  # address and port fields remembered as read; a stream's packets all have the same
+HEADS_MAX: Final = 1024  # heads remembered as read; all full segments of a stream begin with the same
 
-_Flow = tuple[Address, Address, int, int]
+_VARYING_AT: Final = 20  # bytes; what differs from one segment of a stream to the next begins here
+_CHECKSUM_AT: Final = 30
+_Head = tuple[int, int, int, Address, Address, int, int, int]
+"""Flags, protocol, payload length, addresses and ports of a packet, and the state of the checksum after them."""
 _new = tuple.__new__
-_flows: dict[bytes, _Flow] = {}  # a cache of values, so one for all is harmless
+_heads: dict[bytes, _Head] = {}  # a cache of values, so one for all is harmless
 
-_HEADER = struct.Struct("!BBHHIHIHHIIHI")
-_VARYING = struct.Struct("!BBH16xIIHI")  # the header without addresses and ports
-_FLOW = struct.Struct("!HIHIHH")  # these
-_FLOW_AT, _FLOW_END = 4, 20
+_HEAD = struct.Struct("!BBHHIHIHH")
 _BARE = struct.Struct("!BBHHIHIHHIIH")  # the header without its checksum
+_VARYING = struct.Struct("!IIHI")
+_pack_varying, _unpack_varying = _VARYING.pack, _VARYING.unpack_from
 _ZERO_CHECKSUM = bytes(4)
-_VARYING_AT = 20  # what differs from one segment of a stream to the next begins here
-_pack_varying = struct.Struct("!IIHI").pack
-assert _HEADER.size == _VARYING.size == HEADER_SIZE and _FLOW.size == 16 and _BARE.size + 4 == HEADER_SIZE
+assert _HEAD.size == _VARYING_AT and _VARYING_AT + _VARYING.size == HEADER_SIZE and _BARE.size == _CHECKSUM_AT
 
 
 class Packet(NamedTuple):
@@ -147,28 +147,29 @@ def decode(data: bytes) -> Packet:
     size = len(data)
     if size < HEADER_SIZE:
         raise DecodeError(f"packet too short: {size} bytes (min {HEADER_SIZE})")
-    first, protocol, length, seq, ack, window, checksum = _VARYING.unpack_from(data)
+    head = data[:_VARYING_AT]
+    try:
+        flags, protocol, length, source, destination, s_port, d_port, state = _heads[head]
+    except KeyError:
+        flags, protocol, length, source, destination, s_port, d_port, state = _read_head(head)
+    seq, ack, window, checksum = _unpack_varying(data, _VARYING_AT)
     end = HEADER_SIZE + length
     if size < end:
         raise DecodeError(f"packet truncated: have {size} bytes, need {end}")
     payload = data[HEADER_SIZE:end]
-    if crc32(payload, crc32(data[:30] + _ZERO_CHECKSUM)) != checksum:
+    if crc32(payload, crc32(data[_VARYING_AT:_CHECKSUM_AT] + _ZERO_CHECKSUM, state)) != checksum:
         raise DecodeError("checksum mismatch")
-    if first >> 4 != VERSION:
-        raise DecodeError(f"unsupported protocol version {first >> 4} (expected {VERSION})")
-    flow = data[_FLOW_AT:_FLOW_END]
-    try:
-        source, destination, s_port, d_port = _flows[flow]
-    except KeyError:
-        source, destination, s_port, d_port = _read_flow(flow)
+    if head[0] >> 4 != VERSION:
+        raise DecodeError(f"unsupported protocol version {head[0] >> 4} (expected {VERSION})")
     # The constructor of a NamedTuple is one Python call more, which counts when there is one per segment.
-    return _new(Packet, (first & 0xF, protocol, source, destination, s_port, d_port, seq, ack, window, payload))
+    return _new(Packet, (flags, protocol, source, destination, s_port, d_port, seq, ack, window, payload))
 
 
-def _read_flow(data: bytes) -> _Flow:
-    s_net, s_node, d_net, d_node, s_port, d_port = _FLOW.unpack(data)
-    flow = (Address(s_net, s_node), Address(d_net, d_node), s_port, d_port)
-    if len(_flows) >= FLOWS_MAX:
-        _flows.clear()
-    _flows[data] = flow
-    return flow
+def _read_head(data: bytes) -> _Head:
+    first, protocol, length, s_net, s_node, d_net, d_node, s_port, d_port = _HEAD.unpack(data)
+    addresses = (Address(s_net, s_node), Address(d_net, d_node))
+    head = (first & 0xF, protocol, length, *addresses, s_port, d_port, crc32(data))
+    if len(_heads) >= HEADS_MAX:
+        _heads.clear()
+    _heads[data] = head
+    return head

@@ -12,6 +12,8 @@ from pilot_trio.wire.sack import MAGIC, looks_like_sack
 
 CHUNK: Final = 64 * 1024  # bytes that small writes are gathered into; a larger write is a chunk of its own
 
+_MAGIC_FIRST = MAGIC[0]
+
 
 class Outgoing:
     """A buffer with Nagle's algorithm. `nagle_at` is the deadline of a short tail that waits for more."""
@@ -63,7 +65,7 @@ class Outgoing:
         if not size:
             return None
         data = self._peek(size)
-        if MAGIC in data:
+        if _MAGIC_FIRST in data[::SEGMENT]:
             data, short = _without_lookalike(data, short)
         self._drop(len(data))
         return Run(position, data, short=short)
