@@ -133,9 +133,9 @@ class Overlay:
 
 
 @contextlib.asynccontextmanager
-async def open_overlay(make_home: MakeHome) -> AsyncGenerator[Overlay, None]:
-    """Run a rendezvous; at the end every node is killed."""
-    async with open_rendezvous() as rendezvous:
+async def open_overlay(make_home: MakeHome, store: Path | None = None) -> AsyncGenerator[Overlay, None]:
+    """Run a rendezvous, one that remembers if it has a `store`; at the end every node is killed."""
+    async with open_rendezvous(store) as rendezvous:
         overlay = Overlay(rendezvous, make_home)
         try:
             yield overlay

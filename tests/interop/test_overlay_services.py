@@ -1,11 +1,9 @@
-"""Messages, files and events between our node and the real daemon, both ways, with pilotctl, our tool and the SDK."""
+"""Messages, files and events between our node and the real daemon, both ways, with pilotctl and our tool."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-import textwrap
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -65,51 +63,6 @@ async def test_events_by_tool(overlay: Overlay, near_kind: Kind, far_kind: Kind)
     assert found[0]["events"][0]["topic"] == "news"
 
 
-@pytest.mark.parametrize(("near_kind", "far_kind"), PAIRS)
-async def test_the_sdk_across_nodes(overlay: Overlay, near_kind: Kind, far_kind: Kind, tmp_path: Path) -> None:
-    near, far = await overlay.start(near_kind), await overlay.start(far_kind)
-    path = tmp_path / "sdk.bin"
-    path.write_bytes(os.urandom(50_000))
-    results = await run_sdk(
-        near,
-        f"""
-        target = {far.address!r}
-        results["message"] = driver.send_message(target, b"from the SDK", "text")
-        results["file"] = driver.send_file(target, {str(path)!r})
-        with driver.dial(target + ":7") as conn:
-            conn.write(b"echo")
-            results["echo"] = conn.read(4)
-        driver.send_to(target + ":6000", b"datagram")
-        """,
-    )
-    assert results["echo"] == "echo"
-    (message,) = inbox(far)
-    assert message["data"] == "from the SDK"
-    stored = [item.read_bytes() for item in (far.home.root / ".pilot" / "received").iterdir() if item.is_file()]
-    assert stored == [path.read_bytes()]
-
-
 def inbox(node: OverlayNode) -> list[dict[str, Any]]:
     """What a node's clients find: one file per message, which is what the real tool reads."""
     return [json.loads(path.read_bytes()) for path in (node.home.root / ".pilot" / "inbox").glob("*.json")]
-
-
-async def run_sdk(node: OverlayNode, script: str) -> dict[str, Any]:
-    """Run a script with the real SDK in a process of its own; return what it put into `results`."""
-    source = (
-        "import json, sys\nfrom pilotprotocol import Driver\ndriver = Driver(sys.argv[1])\nresults = {}\n"
-        + textwrap.dedent(script)
-        + "\nprint(json.dumps(results, default=lambda value: value.decode()), flush=True)\ndriver.close()\n"
-    )
-    with trio.fail_after(PATIENCE):
-        done = await trio.run_process(
-            [sys.executable, "-c", source, str(node.home.socket)],
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-            env=node.home.environment,
-        )
-    assert done.returncode == 0, done.stderr.decode()
-    results = json.loads(done.stdout)
-    assert isinstance(results, dict)
-    return results

@@ -1,15 +1,11 @@
 """Every method of the real Python SDK 1.18.0 that needs no second node, on our node and on the real daemon alike.
 
-The SDK loads a Go library, which does not belong into this process: each test hands a script to another one. The same
-assertions hold for both daemons; that is the point.
+Each test hands a script to another process. The same assertions hold for both daemons; that is the point.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
-import textwrap
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
@@ -28,29 +24,11 @@ from pilot_trio.wire.framing import REGISTRY_FRAME_MAX, FrameDecoder, encode_fra
 from pilot_trio.wire.registry import decode_message, register_text
 from tests.interop.go import GoHome, GoPrograms, open_go_daemon
 from tests.interop.rendezvous import ADMIN_TOKEN, ANY_PORT, open_rendezvous
+from tests.interop.sdk import run_sdk
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
 MakeHome = Callable[[Endpoint, Endpoint], GoHome]
-
-PRELUDE = """
-import json, sys, threading, time
-from pilotprotocol import Driver, PilotError
-
-driver = Driver(sys.argv[1])
-results = {}
-
-def error(call, *args):
-    try:
-        return {"no error": repr(call(*args))}
-    except PilotError as exc:
-        return str(exc)
-
-"""
-EPILOGUE = """
-print(json.dumps(results, default=lambda value: value.decode()), flush=True)
-driver.close()
-"""
 
 
 @attrs.frozen
@@ -62,18 +40,7 @@ class Daemon:
 
     async def run(self, script: str) -> dict[str, Any]:
         """Run a script in which `driver` is connected; return what it put into `results`."""
-        source = PRELUDE + textwrap.dedent(script) + EPILOGUE
-        with trio.fail_after(30):
-            done = await trio.run_process(
-                [sys.executable, "-c", source, str(self.socket)],
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-            )
-        assert done.returncode == 0, done.stderr.decode()
-        results = json.loads(done.stdout)
-        assert isinstance(results, dict)
-        return results
+        return await run_sdk(self.socket, script)
 
     async def ask_registry(self, **request: Any) -> dict[str, Any]:
         """Ask the registry directly, as an administrator does."""
