@@ -25,6 +25,7 @@ from pilot_trio.proto.stream.settings import (
     REFERENCE_WINDOW_MAX,
     SEGMENT,
     SEND_BUFFER,
+    SEND_BUFFER_MAX,
     TRANSMISSIONS_MAX,
 )
 from pilot_trio.wire.sack import BLOCKS_MAX, Block
@@ -67,8 +68,12 @@ class Sender:
 
     @property
     def room(self) -> int:
-        """Bytes that `write` would take now. What arrived behind a gap does not count, or each gap would stop the writer."""
-        return max(0, SEND_BUFFER - len(self.outgoing) - self.queue.in_flight)
+        """Bytes that `write` would take now. What arrived behind a gap does not count, or each gap would stop the writer.
+
+        Two windows: one is on its way, the other is there when the first has arrived, however long the path.
+        """
+        buffer = min(SEND_BUFFER_MAX, max(SEND_BUFFER, 2 * self.congestion.cwnd))
+        return max(0, buffer - len(self.outgoing) - self.queue.in_flight)
 
     @property
     def is_idle(self) -> bool:

@@ -24,6 +24,7 @@ RECEIVE_SLOTS: Final = 4096  # segments advertised: 40 ms at 100 MiB/s, and more
 SEND_BUFFER: Final = (
     1 << 20
 )  # bytes accepted from the application that are not known to have arrived; the writer waits above
+SEND_BUFFER_MAX: Final = 8 << 20  # bytes; the same for a stream whose path has proved to hold so much
 OUTSTANDING_MAX: Final = (
     4096  # segments not acknowledged, whatever window a peer advertises; they are held for sending again
 )

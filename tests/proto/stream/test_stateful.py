@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from pilot_trio.proto.stream.connection import Connection, State
-from pilot_trio.proto.stream.settings import OUTSTANDING_MAX, RECEIVE_SLOTS, SEGMENT, SEND_BUFFER
+from pilot_trio.proto.stream.settings import OUTSTANDING_MAX, RECEIVE_SLOTS, SEGMENT, SEND_BUFFER_MAX
 from pilot_trio.wire.packet import FIN, RST, SYN, Packet, decode
 
 from .link import address
@@ -98,8 +98,8 @@ class TwoEnds(RuleBasedStateMachine):
     def everything_is_bounded(self) -> None:
         for end in self.ends:
             sender = end._sender
-            assert 0 <= sender.queue.in_flight <= SEND_BUFFER
-            assert len(sender.outgoing) <= SEND_BUFFER
+            assert 0 <= sender.queue.in_flight <= SEND_BUFFER_MAX
+            assert len(sender.outgoing) <= SEND_BUFFER_MAX
             assert sender.queue.outstanding <= OUTSTANDING_MAX
             runs = sender.queue._runs
             assert sender.queue.outstanding == sum(run.segments for run in runs)
