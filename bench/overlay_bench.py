@@ -1,15 +1,19 @@
 """The data path between two nodes, against two of the real daemons: `python -m bench.overlay_bench [--quick] [--only TEXT]`.
 
-Rounds of the two pairs are interleaved, ratios are of medians. Every client is a process that speaks the IPC protocol; the
-same programs load both pairs. Silent transfers stopped for five seconds before their end; there may be none.
+Rounds of the pairs are interleaved, ratios are of medians. Every client is a process that speaks the IPC protocol; the same
+programs load all pairs. Silent transfers stopped for five seconds before their end; there may be none: for twenty of each,
+`--rounds 20 --only busy`. Goodput through an impaired path also has mixed pairs, against the original's own pair.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import nan
 from typing import NamedTuple
 
 from bench import overlay_load as load
@@ -21,6 +25,7 @@ KIB = 1024
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 QUICK_ROUNDS = 2
+GOODPUT_SECONDS = 4.0  # a hundred round trips: enough to leave the start-up behind
 
 
 class Measurement(NamedTuple):
@@ -31,6 +36,8 @@ class Measurement(NamedTuple):
     loss: float = 0.0
     delay: float = 0.0  # seconds each way
     rounds: int | None = None  # None: as many as were asked for
+    fresh: bool = False  # with daemons that have done nothing yet
+    mixed: Sequence[Row] = ()  # the same from ours to theirs, and from theirs to ours; against theirs alone
 
 
 def stream(pair: Pair, connections: int, size: int) -> tuple[float, ...]:
@@ -46,8 +53,13 @@ def stream_beside_others(pair: Pair, connections: int, size: int) -> tuple[float
 
 
 def goodput(pair: Pair, size: int) -> tuple[float, ...]:
-    done = load.transfer(pair, 1, size, seconds=4.0)
-    return (done.received / MIB / max(done.seconds, 1e-9),)
+    assert pair.passage is not None
+    before = pair.passage.inward
+    done = load.transfer(pair, 1, size, seconds=GOODPUT_SECONDS)
+    by_proxy = pair.passage.inward - before
+    time.sleep(0.5)  # what was still on its way is not the next pair's business
+    # A pair that has found a way past the proxy was not measured on the impaired path.
+    return (done.received / MIB / max(done.seconds, 1e-9) if by_proxy >= done.received else nan,)
 
 
 def request_reply(pair: Pair, size: int) -> tuple[float, ...]:
@@ -78,7 +90,7 @@ def _streams(connections: int, bar: float, moonshot: float, size: int) -> list[M
         Measurement(
             [
                 Row(name, "MiB/s", Better.HIGHER, bar, moonshot),
-                Row(f"{name}: silent", "share", at_most=0),
+                Row(f"{name}: silent", "share", at_most=0, summary=statistics.mean),
                 Row(f"{name}: CPU of both", "s/GiB", bar=2.5, moonshot=4.5),
             ],
             partial(stream, connections=connections, size=size),
@@ -86,7 +98,7 @@ def _streams(connections: int, bar: float, moonshot: float, size: int) -> list[M
         Measurement(
             [
                 Row(f"{name}, cores busy", "MiB/s", Better.HIGHER),
-                Row(f"{name}, cores busy: silent", "share", at_most=0),
+                Row(f"{name}, cores busy: silent", "share", at_most=0, summary=statistics.mean),
             ],
             partial(stream_beside_others, connections=connections, size=size // 2),
         ),
@@ -94,9 +106,18 @@ def _streams(connections: int, bar: float, moonshot: float, size: int) -> list[M
 
 
 def _goodput(loss: float, delay: float) -> Measurement:
-    # No bar: the original finds its peer past the proxy on loopback, and then its figure is not one of the impaired path.
-    row = Row(f"goodput, {loss:.0%} loss, {delay * 1000:.0f} ms each way", "MiB/s", Better.HIGHER)
-    return Measurement([row], partial(goodput, size=256 * MIB), loss, delay, 2)
+    name = f"{loss:.0%} loss, {delay * 1000:.0f} ms each way"
+    return Measurement(
+        [Row(f"goodput, {name}", "MiB/s", Better.HIGHER, 1, 10)],
+        partial(goodput, size=256 * MIB),
+        loss,
+        delay,
+        2,
+        mixed=[
+            Row(f"goodput to the original, {name}", "MiB/s", Better.HIGHER, 1),
+            Row(f"goodput from the original, {name}", "MiB/s", Better.HIGHER, 1),
+        ],
+    )
 
 
 MEASUREMENTS = [
@@ -125,27 +146,37 @@ MEASUREMENTS = [
         ],
         partial(request_reply, size=4 * KIB),
     ),
-    Measurement([Row("open stream: memory each, both ends", "KiB")], streams_memory, rounds=1),
+    Measurement([Row("open stream: memory each, both ends", "KiB")], streams_memory, rounds=1, fresh=True),
     *(_goodput(loss, delay) for delay in (0.01, 0.02) for loss in (0.0, 0.01, 0.05)),
 ]
 
 
 def rows(rounds: int, only: str = "", ours: str = "") -> list[Row]:
-    """Measure; rounds of the two pairs are interleaved."""
-    chosen = [m for m in MEASUREMENTS if any(only in row.name for row in m.rows)]
-    for loss, delay in dict.fromkeys((m.loss, m.delay) for m in chosen):
+    """Measure; rounds of the pairs are interleaved."""
+    chosen = [m for m in MEASUREMENTS if any(only in row.name for row in (*m.rows, *m.mixed))]
+    for conditions in dict.fromkeys(_conditions(m) for m in chosen):
+        _, loss, delay = conditions
         with open_pairs(ours, loss=loss, delay=delay) as pairs:
             for measurement in chosen:
-                if (measurement.loss, measurement.delay) == (loss, delay):
+                if _conditions(measurement) == conditions:
                     _measure(pairs, measurement, min(rounds, measurement.rounds or rounds))
-    return [row for measurement in chosen for row in measurement.rows]
+    return [row for measurement in chosen for row in (*measurement.rows, *measurement.mixed)]
+
+
+def _conditions(measurement: Measurement) -> tuple[bool, float, float]:
+    return measurement.fresh, measurement.loss, measurement.delay
 
 
 def _measure(pairs: Pairs, measurement: Measurement, rounds: int) -> None:
     for _ in range(rounds):
-        for pair in pairs:
-            for row, value in zip(measurement.rows, measurement.measure(pair), strict=True):
-                (row.ours if pair is pairs.ours else row.theirs).append(value)
+        # Theirs first: what the machine does to the second of a pair, it does to ours.
+        theirs, ours = measurement.measure(pairs.theirs), measurement.measure(pairs.ours)
+        for row, our_value, their_value in zip(measurement.rows, ours, theirs, strict=True):
+            row.ours.append(our_value)
+            row.theirs.append(their_value)
+        for row, pair in zip(measurement.mixed, (pairs.ours_to_theirs, pairs.theirs_to_ours), strict=False):
+            row.ours += measurement.measure(pair)
+            row.theirs += theirs
     print(f"  {measurement.rows[0].name}", file=sys.stderr, flush=True)
 
 

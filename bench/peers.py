@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 import trio
 
-from bench.impairment import impaired
+from bench.impairment import Passage, passage
 from bench.load import info
 from pilot_trio.net.endpoint import Endpoint
+from pilot_trio.proto.directory import registration
+from pilot_trio.proto.directory.endpoints import stored_endpoint
 from pilot_trio.rendezvous.serve import serve_rendezvous
 from pilot_trio.rendezvous.settings import RendezvousConfig
 from tests.interop.go import GoHome, GoPrograms
@@ -91,14 +93,11 @@ def open_peers(ours: str = "") -> Iterator[Peers]:
 
 @attrs.frozen
 class Pair:
-    """Two daemons of a kind that know each other; `near` dials."""
+    """Two daemons that know each other; `near` dials."""
 
     near: Peer
     far: Peer
-
-    @property
-    def name(self) -> str:
-        return self.near.name
+    passage: Passage | None = None  # before `far`
 
     def cpu_seconds(self) -> float:
         return self.near.cpu_seconds() + self.far.cpu_seconds()
@@ -109,12 +108,12 @@ class Pair:
 
 @attrs.frozen
 class Pairs:
+    """Two daemons of each kind, and how they can be paired: each has one that only dials and one that is only dialled."""
+
     ours: Pair
     theirs: Pair
-
-    def __iter__(self) -> Iterator[Pair]:
-        """Theirs first, as in `Peers`."""
-        return iter((self.theirs, self.ours))
+    ours_to_theirs: Pair
+    theirs_to_ours: Pair
 
 
 @contextlib.contextmanager
@@ -124,27 +123,33 @@ def open_pairs(ours: str = "", *, loss: float = 0.0, delay: float = 0.0) -> Iter
     if programs is None:
         raise SystemExit("the real programs are needed: pip install 'pilot-trio[interop]'")
     with contextlib.ExitStack() as stack:
-        registry, beacon = stack.enter_context(_rendezvous())
+        passages = [stack.enter_context(passage(loss, delay)) for _ in range(4)] if loss or delay else []
+        registry, beacon = stack.enter_context(_rendezvous(passages))
+        ways = iter(passages)
 
-        def start(name: str, *flags: str) -> Peer:
+        def start(name: str) -> tuple[Peer, Passage | None]:
             home = GoHome.create(programs, registry=registry, beacon=beacon)
             stack.callback(home.remove)
             if name == "ours":
                 command, ctl = tuple(shlex.split(ours)) or OURS, OUR_CTL
             else:
                 command, ctl = (str(home.programs.daemon),), (str(home.programs.ctl),)
-            return stack.enter_context(_daemon(name, command, ctl, home, (*_OPEN, *flags)))
+            way = next(ways, None)
+            if way is None:
+                return stack.enter_context(_daemon(name, command, ctl, home, _OPEN)), None
+            # No beacon: it would tell the daemons each other's own endpoints, or relay past the proxies.
+            home.environment["PILOT_BEACON"] = ""
+            flags = (*_OPEN, "-beacon", "", "-listen", str(way.daemon))
+            return stack.enter_context(_daemon(name, command, ctl, home, flags)), way
 
-        def pair(name: str) -> Pair:
-            if not loss and not delay:
-                return Pair(start(name), start(name))
-            # No beacon, and a proxy before each: they would find each other's real endpoints, past the only one.
-            alone = ("-beacon", "127.0.0.1:1")
-            near, far = (start(name, *alone, *stack.enter_context(impaired(loss, delay))) for _ in range(2))
-            return Pair(near, far)
-
-        theirs = pair("theirs")
-        yield Pairs(pair("ours"), theirs)
+        (their_near, _), (their_far, their_way) = start("theirs"), start("theirs")
+        (our_near, _), (our_far, our_way) = start("ours"), start("ours")
+        yield Pairs(
+            ours=Pair(our_near, our_far, our_way),
+            theirs=Pair(their_near, their_far, their_way),
+            ours_to_theirs=Pair(our_near, their_far, their_way),
+            theirs_to_ours=Pair(their_near, our_far, our_way),
+        )
 
 
 @contextlib.contextmanager
@@ -189,8 +194,10 @@ def _resident(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def _rendezvous() -> Iterator[tuple[Endpoint, Endpoint]]:
-    process = subprocess.Popen([sys.executable, "-m", "bench.peers"], stdout=subprocess.PIPE, text=True)
+def _rendezvous(passages: Sequence[Passage] = ()) -> Iterator[tuple[Endpoint, Endpoint]]:
+    """Serve registry and beacon; the registry takes the address before a daemon for the daemon's own."""
+    moved = [f"{way.daemon}={way.front}" for way in passages]
+    process = subprocess.Popen([sys.executable, "-m", "bench.peers", *moved], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         registry, beacon = process.stdout.readline().split()
@@ -199,7 +206,11 @@ def _rendezvous() -> Iterator[tuple[Endpoint, Endpoint]]:
         _stop(process)
 
 
-async def _serve_rendezvous() -> None:
+async def _serve_rendezvous(moved: dict[str, str]) -> None:
+    def stored(advertised: str, source_host: str, source_port: int) -> str:
+        return moved.get(advertised) or stored_endpoint(advertised, source_host, source_port)
+
+    setattr(registration, "stored_endpoint", stored)  # noqa: B010 (not one of its exports)
     anywhere = Endpoint("127.0.0.1", 0)
     async with trio.open_nursery() as nursery:
         handle = await nursery.start(serve_rendezvous, RendezvousConfig(registry=anywhere, beacon=anywhere))
@@ -208,4 +219,4 @@ async def _serve_rendezvous() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    trio.run(_serve_rendezvous)
+    trio.run(_serve_rendezvous, dict(argument.split("=") for argument in sys.argv[1:]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
+from math import isfinite, isnan, nan
 
 import attrs
 
@@ -18,7 +19,10 @@ class Better(Enum):
 
 @attrs.define
 class Row:
-    """One measurement, repeated. The advantage is how many times better ours is than theirs."""
+    """One measurement, repeated. The advantage is how many times better ours is than theirs.
+
+    A round that did not measure what the row says has the value `nan`, and makes the row invalid.
+    """
 
     name: str
     unit: str
@@ -26,8 +30,20 @@ class Row:
     bar: float | None = None  # an advantage below this is a defect
     moonshot: float | None = None
     at_most: float | None = None  # ours may not be more than this, whatever theirs is
+    summary: Callable[[Sequence[float]], float] = statistics.median  # of the rounds
     ours: list[float] = attrs.field(factory=list)
     theirs: list[float] = attrs.field(factory=list)
+
+    @property
+    def our_value(self) -> float:
+        return self._value(self.ours)
+
+    @property
+    def their_value(self) -> float:
+        return self._value(self.theirs)
+
+    def _value(self, rounds: Sequence[float]) -> float:
+        return nan if any(map(isnan, rounds)) else self.summary(rounds)
 
     @property
     def failed(self) -> bool:
@@ -35,14 +51,17 @@ class Row:
 
     @property
     def advantage(self) -> float:
-        ours, theirs = statistics.median(self.ours), statistics.median(self.theirs)
-        if self.better is Better.LOWER:
-            return theirs / ours if ours else float("inf")
-        return ours / theirs if theirs else float("inf")
+        """`nan` where there is no ratio: one of the two is zero, or no valid value."""
+        worse, better = self.our_value, self.their_value
+        if self.better is Better.HIGHER:
+            worse, better = better, worse
+        return better / worse if better and worse else nan
 
     @property
     def verdict(self) -> str:
-        if self.at_most is not None and statistics.median(self.ours) > self.at_most:
+        if isnan(self.our_value + self.their_value):
+            return "INVALID"
+        if self.at_most is not None and self.our_value > self.at_most:
             return "ABOVE THE LIMIT"
         if self.moonshot is not None and self.advantage >= self.moonshot:
             return "moonshot"
@@ -63,11 +82,15 @@ def render(rows: Sequence[Row]) -> str:
         if not row.ours or not row.theirs:
             continue
         lines.append(
-            f"{row.name:44} {row.unit:6} {_short(statistics.median(row.ours)):>9} {_short(statistics.median(row.theirs)):>9}"
-            f" {row.advantage:6.2f}x {_optional(row.bar):>5} {_optional(row.moonshot):>5}  {row.verdict:15}"
+            f"{row.name:44} {row.unit:6} {_short(row.our_value):>9} {_short(row.their_value):>9}"
+            f" {_ratio(row.advantage):>7} {_optional(row.bar):>5} {_optional(row.moonshot):>5}  {row.verdict:15}"
             f" {spread(row.ours)} / {spread(row.theirs)}"
         )
     return "\n".join(lines)
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}x" if isfinite(value) else ""
 
 
 def _short(value: float) -> str:
