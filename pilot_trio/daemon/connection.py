@@ -127,6 +127,10 @@ class Connection(abc.ABC):
     def reset(self) -> None:
         """End the stream at once in both directions; unread bytes are lost. Idempotent."""
 
+    @abc.abstractmethod
+    def hurry(self) -> None:
+        """Let a close that waits for the other side's acknowledgment wait no longer: the node is going."""
+
     @property
     @abc.abstractmethod
     def bytes_received(self) -> int:

@@ -64,7 +64,8 @@ from pilot_trio.services.mailbox import Mailbox
 from pilot_trio.wire.handshake import HandshakeMessage
 
 IPC_OPEN_DELAY: Final = 1.0  # seconds after the start when IPC clients are served even if the registry does not answer
-WEBHOOK_DRAIN: Final = 0.4  # seconds at the end for events that are still queued; all of a shutdown is to fit into two
+STREAM_DRAIN: Final = 0.6  # seconds at the end for peers to acknowledge what was written; half a second is a slow path
+WEBHOOK_DRAIN: Final = 0.4  # seconds, the same ones, for events that are queued; all of a shutdown is to fit into two
 
 DATA_EXCHANGE_PORT: Final = 1001  # protocol, `spec/services.md` §3
 EVENT_STREAM_PORT: Final = 1002  # protocol, `spec/services.md` §4
@@ -252,10 +253,12 @@ class Node:
             try:
                 await self._run_users(listener, task_status)
             finally:
-                self.streams.close_all()
                 self.webhook.close()
-                with trio.move_on_after(WEBHOOK_DRAIN, shield=True):
-                    await drained.wait()
+                began = trio.current_time()
+                with trio.CancelScope(shield=True):
+                    await self.streams.drain(STREAM_DRAIN)
+                    with trio.move_on_at(began + WEBHOOK_DRAIN):
+                        await drained.wait()
                 await self.registry.aclose()
                 await self.upkeep.aclose()
 

@@ -31,6 +31,10 @@ _STATES: Final = {
 }
 
 
+_BREAKING: Final = frozenset({Event.TRUNCATED, Event.IDLE_TIMEOUT, Event.DEAD_PEER})
+"""Events after which what was read is not known to be all that was written."""
+
+
 class RemoteConnection(Connection):
     """One end of a stream whose other end is another node's."""
 
@@ -53,7 +57,7 @@ class RemoteConnection(Connection):
         self.timer: Final = timers.timer(self._on_due)
         self._pump = pump
         self._closed_here = False
-        self._was_reset = False
+        self._broke = False  # the end came before the peer's was reached
 
     def announce(self) -> None:
         """Tell whoever follows this connection that it is established; an accepting one is from the start."""
@@ -89,8 +93,8 @@ class RemoteConnection(Connection):
                 self._wake_writers()
             elif event is Event.REFUSED:
                 self.refused = True
-            elif event is Event.CLOSED and self._state is ConnState.ESTABLISHED:
-                self._was_reset = True
+            elif event in _BREAKING or (event is Event.CLOSED and self._state is ConnState.ESTABLISHED):
+                self._broke = True
         self._follow_machine()
 
     def _follow_machine(self) -> None:
@@ -117,8 +121,8 @@ class RemoteConnection(Connection):
             if self.machine.owes_acknowledgment:
                 self._pump(self)  # the window is open again, and nothing else would tell the peer
             return data
-        if self._was_reset:
-            raise trio.BrokenResourceError("the other side has reset the stream")
+        if self._broke:
+            raise trio.BrokenResourceError("the stream broke: the other side has reset it, or was not heard any more")
         if self.machine.ended:
             return b""
         raise trio.WouldBlock
@@ -134,6 +138,10 @@ class RemoteConnection(Connection):
     def reset(self) -> None:
         self._closed_here = True
         self.machine.abort()
+        self._pump(self)
+
+    def hurry(self) -> None:
+        self.machine.hurry(trio.current_time())
         self._pump(self)
 
     def row(self) -> dict[str, Any]:

@@ -157,6 +157,7 @@ class StreamTable:
         self._waiting: dict[bool, deque[tuple[float, Connection]]] = {False: deque(), True: deque()}
         self._listeners: dict[Port, PortListener] = {}
         self._accept_queue_drops = 0
+        self._none_active = trio.Event()  # for `drain`; set when the last active connection is no longer
 
     # Ports
 
@@ -277,10 +278,20 @@ class StreamTable:
             listener.close()
         self._expire()
 
-    def close_all(self) -> None:
-        """Close every connection gracefully: the node stops, and its peers are to know."""
+    async def drain(self, patience: float) -> None:
+        """Close every connection: the node stops, and its peers are to have what was written, and to know.
+
+        Args:
+          patience: seconds for what was written to be acknowledged; then the ends leave, whatever is missing before them.
+        """
         for connection in list(self._rows.values()):
             connection.close()
+        with trio.move_on_after(patience):
+            while self._counts.total:
+                self._none_active = trio.Event()
+                await self._none_active.wait()
+        for connection in list(self._rows.values()):
+            connection.hurry()
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the connection list, oldest first (`spec/ipc.md` §5.9)."""
@@ -303,6 +314,8 @@ class StreamTable:
         new = connection.state
         if old.active and not new.active:
             self._counts.remove(connection.local.port)
+            if not self._counts.total:
+                self._none_active.set()
             live = self._live[connection.owner] - 1
             if live:
                 self._live[connection.owner] = live

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 
-from pilot_trio.testing import Link, NatType, SimulatedNetwork, open_node_network, run_simulation
+from pilot_trio.testing import Link, NatType, SimulatedNetwork, open_node, open_node_network, run_simulation
 from tests.testing.overlay import ECHO, content, dial, digest, echo, simulate, transfer
 
 BAD = {
@@ -136,6 +138,30 @@ def test_nodes_behind_friendlier_nats_punch_through(kinds: tuple[NatType, NatTyp
             assert nodes[0].handle.statistics().tunnel.traffic.relay_peers == 0
 
     simulate(main, 8)
+
+
+@pytest.mark.parametrize("delay", [0.01, 0.1])
+def test_what_was_written_before_a_node_stops_arrives(delay: float) -> None:
+    async def main() -> None:
+        data = content(100_000, 5)
+        async with open_node_network(1, seed=5, link=Link(delay=delay)) as nodes:
+            config = nodes[0].handle.config
+            listener = await nodes[0].driver.listen(5000)
+            parts: dict[str, Any] = {"registry": config.registry, "beacon": config.beacon, "rendezvous": None}
+            async with open_node(network=nodes.network.host("leaves"), public=True, **parts) as leaving:
+                stream = await dial(leaving.driver, nodes[0], 5000)
+                accepted = await listener.accept()
+                await stream.send_all(data)
+                await trio.sleep(0.001)  # the node has it; nothing has crossed the network
+                leaves_at = trio.current_time()
+            assert trio.current_time() - leaves_at < 1
+            received = bytearray()
+            with trio.fail_after(5):
+                async for chunk in accepted:
+                    received += chunk
+            assert received == data
+
+    simulate(main, 5)
 
 
 def test_equal_seeds_repeat_a_whole_overlay() -> None:

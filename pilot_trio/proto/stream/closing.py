@@ -24,7 +24,7 @@ class Closing:
     def __init__(self) -> None:
         self.linger_at = inf  # our FIN leaves, whatever is unacknowledged before it
         self.repeat_at = inf  # our FIN leaves again
-        self.hold_at = inf  # the peer's FIN is accepted, whatever is missing before it
+        self.hold_at = inf  # what is missing before the peer's FIN is given up
         self.expire_at = inf  # all is over
         self.peer_fin: int | None = None  # sequence number of the peer's FIN, while it waits for data that it overtook
         self._interval = 0.0
@@ -38,11 +38,11 @@ class Closing:
 
     # --- our FIN -----------------------------------------------------------------------------------------------------
 
-    def start(self, now: float, linger: float) -> None:
-        """The user has closed; the FIN waits for what was written, `linger` seconds at most."""
+    def start(self, now: float) -> None:
+        """The user has closed; the FIN waits for what was written."""
         self.hold_at = inf
         self._progress_at = now
-        self.linger_at = min(self.linger_at, now + linger)
+        self.linger_at = now + FIN_LINGER
 
     def on_progress(self, now: float, time_wait: float) -> None:
         """The peer takes what was written: the FIN, or the end, can wait."""
@@ -92,7 +92,7 @@ class Closing:
     # --- the peer's --------------------------------------------------------------------------------------------------
 
     def hold(self, seq: int, now: float) -> None:
-        """Keep the peer's FIN until what it overtook is there; the first one counts."""
+        """Keep the peer's FIN until what it overtook is there; the first one counts. Each sign of the peer restarts the wait."""
         if self.peer_fin is None:
             self.peer_fin = seq
         self.hold_at = now + FIN_HOLD

@@ -23,7 +23,7 @@ from pilot_trio.proto.stream.closing import Closing
 from pilot_trio.proto.stream.liveness import Liveness, Verdict
 from pilot_trio.proto.stream.receiver import Receiver
 from pilot_trio.proto.stream.sender import Sender
-from pilot_trio.proto.stream.settings import FIN_LINGER, SEGMENT, SEND_BUFFER, StreamSettings
+from pilot_trio.proto.stream.settings import SEGMENT, SEND_BUFFER, StreamSettings
 from pilot_trio.proto.stream.states import Event as Event
 from pilot_trio.proto.stream.states import State as State
 from pilot_trio.wire import sack
@@ -139,21 +139,20 @@ class Connection:
         """Take bytes that arrived; `b""` if there are none (see `ended`). May open the window (see `owes_acknowledgment`)."""
         return self._receiver.read(max_bytes)
 
-    def close(self, now: float, *, linger: float = FIN_LINGER) -> None:
-        """Send what was written, then the FIN; what arrives from now on is discarded. May be called again.
-
-        Args:
-          now: the current time.
-          linger: seconds that the FIN waits for what was written to be acknowledged while the peer is silent; 0 when the
-            node is being shut down.
-        """
+    def close(self, now: float) -> None:
+        """Send what was written, then the FIN; what arrives from now on is discarded. May be called again."""
         if self.state is State.SYN_SENT:
             self._finish(Event.CLOSED)
         elif self.state is State.ESTABLISHED:
             self._receiver.close()
-            self._start_closing(now, linger)
-        elif self.state is State.FIN_WAIT and not self._closing.fin_is_out:
-            self._closing.start(now, linger)
+            self._start_closing(now)
+        else:
+            self._receiver.close()  # the end came from elsewhere; nobody will read what came before it
+
+    def hurry(self, now: float) -> None:
+        """Let the FIN of a closed stream wait no longer: the node is going. What was written may be lost."""
+        if self.state is State.FIN_WAIT and not self._closing.fin_is_out:
+            self._send_fin(now)
 
     def abort(self) -> None:
         """Reset the connection at once. A dial ends without a packet: its peer has seen a SYN at most."""
@@ -409,6 +408,8 @@ class Connection:
         if closing.repeat_at <= now and closing.repeat(now):
             self._emit_fin()
         if closing.hold_at <= now and closing.peer_fin is not None:
+            # The peer gets the answer that it expects (§3.6); our user learns that this was not all.
+            self._events.append(Event.TRUNCATED)
             self._accept_fin(closing.peer_fin, now)
         if closing.expire_at <= now and not (
             sender.queue.in_flight and closing.wait_for_data(self._liveness.heard_at, now, self.settings.time_wait)
@@ -432,17 +433,17 @@ class Connection:
             self._receiver.owe()
         elif verdict is not Verdict.ALIVE:
             self._events.append(Event.IDLE_TIMEOUT if verdict is Verdict.IDLE else Event.DEAD_PEER)
-            self._start_closing(now, FIN_LINGER)  # what arrived is still the user's to read
+            self._start_closing(now)  # what arrived is still the user's to read
             self._end_receiving()
 
     # --- endings -----------------------------------------------------------------------------------------------------
 
-    def _start_closing(self, now: float, linger: float) -> None:
+    def _start_closing(self, now: float) -> None:
         self.state = State.FIN_WAIT
         self._sender.outgoing.push()
         self._receiver.ack_at = inf
         self._liveness.check_at = inf
-        self._closing.start(now, linger)
+        self._closing.start(now)
         self._wake_writer()
 
     def _abandon(self) -> None:

@@ -24,6 +24,7 @@ class Event(Enum):
     READABLE = "readable"  # bytes arrived
     WRITABLE = "writable"  # the send buffer has room again
     END_OF_STREAM = "end of stream"  # nothing more will be readable beyond what is queued
+    TRUNCATED = "truncated"  # before the end: the peer closed, and what it wrote last never came
     IDLE_TIMEOUT = "idle timeout"  # closed for lack of activity
     DEAD_PEER = "dead peer"  # closed because probes went unanswered
     ABANDONED = "abandoned"  # the peer stopped acknowledging

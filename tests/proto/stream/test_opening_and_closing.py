@@ -113,7 +113,7 @@ def test_the_first_of_several_early_fins_counts() -> None:
     script.sends("FIN|ACK 1 12 0")
 
 
-def test_a_held_fin_is_accepted_after_a_long_silence_with_the_data_missing() -> None:
+def test_a_held_fin_is_accepted_after_a_long_silence_and_the_user_learns_what_is_missing() -> None:
     script = established()
     script.gets("FIN 21 0 0")
     script.sends("ACK 1 1 4096")
@@ -122,6 +122,29 @@ def test_a_held_fin_is_accepted_after_a_long_silence_with_the_data_missing() -> 
     script.sends("ACK 1 1 4096 [11-21]")
     script.sends_until(24.999)
     script.sends_until(25.0, (25.0, "FIN|ACK 1 22 0"))
+    script.happened(Event.TRUNCATED, Event.END_OF_STREAM)
+
+
+def test_each_sign_of_the_peer_restarts_the_wait_for_what_its_fin_overtook() -> None:
+    script = established()
+    script.gets("FIN 3001 0 0")
+    script.sends("ACK 1 1 4096")
+    for second in range(10, 60, 10):
+        script.until(float(second))
+        script.gets("FIN 3001 0 0" if second % 20 else "ACK 1001 1 512 +10")  # again, or something known
+    script._out.clear()
+    script.sends_until(64.999)
+    script.sends_until(65.0, (65.0, "FIN|ACK 1 3002 0"))
+
+
+def test_what_fills_the_gap_in_time_makes_the_end_a_clean_one() -> None:
+    script = established()
+    script.gets("FIN 11 0 0")
+    script.until(14.9)
+    script.gets("ACK 1 1 512 +10")
+    script.happened(Event.READABLE, Event.END_OF_STREAM)
+    script.until(60.0)
+    script.happened(Event.CLOSED)
 
 
 def test_our_close_is_answered_twice() -> None:
@@ -214,8 +237,9 @@ def test_shutting_down_does_not_wait() -> None:
     script.writes(100)
     script.closes()
     script.sends("ACK 1 1 4096 +100")
-    script.machine.close(0.0, linger=0)
-    script.sends_until(0.0, (0.0, "FIN 101 0 0"))
+    script.machine.hurry(0.0)
+    script.pump()
+    script.sends("FIN 101 0 0")
 
 
 def test_a_fin_ends_our_close_whatever_is_unacknowledged() -> None:
