@@ -65,6 +65,10 @@ class Inbox(Protocol):
         """Take data that arrived."""
         ...
 
+    def broke(self) -> None:
+        """Learn that the end, which follows, is no proper one."""
+        ...
+
     def end(self, cause: Exception | None = None) -> None:
         """Learn that no more data will come: properly if `cause` is None, else because of it."""
         ...
@@ -283,6 +287,9 @@ class Link:
         match code:
             case Code.RECV:
                 self._deliver(*decode_conn(payload))
+            case Code.BROKEN:
+                if (broken := self._streams.get(decode_conn(payload)[0])) is not None:
+                    broken.broke()
             case Code.CLOSE_OK if (conn_id := decode_conn(payload)[0]) in self._streams:
                 self._streams.pop(conn_id).end()
                 self._not_full(conn_id)

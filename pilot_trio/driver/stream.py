@@ -101,7 +101,9 @@ class PilotStream(trio.abc.Stream):
         Data that arrived before an end, proper or not, is returned first. Cancelling loses nothing.
 
         Raises:
-          trio.BrokenResourceError: the daemon is gone, or this stream was not read for so long that it was given up.
+          trio.BrokenResourceError: the stream did not end properly: the other end has reset it or was not heard any more,
+            the daemon is gone, or this stream was not read for so long that it was given up. An original 1.18.0 daemon
+            does not say so of the first two, and they look like a proper end.
           trio.ClosedResourceError: this stream was closed here, perhaps while this was waiting.
           trio.BusyResourceError: another task is receiving.
         """
@@ -174,10 +176,14 @@ class PilotStream(trio.abc.Stream):
             self._received += data
             self._readable.unpark_all()
 
+    def broke(self) -> None:
+        """Learn that the end, which follows, is not where the other end's data ended."""
+        self._cause = trio.BrokenResourceError("the other end has reset the stream, or was not heard any more")
+
     def end(self, cause: Exception | None = None) -> None:
         """Learn that no more data will come."""
         self._ended = True
-        self._cause = cause
+        self._cause = self._cause or cause
         self._readable.unpark_all()
         self._link.wake()
 

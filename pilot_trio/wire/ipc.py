@@ -79,6 +79,7 @@ class Code(IntEnum):
     UNBIND_OK = 0x38
     SEND_TO_CONFIRM = 0x39
     SEND_TO_OK = 0x3A
+    BROKEN = 0x70  # ours, not the protocol's: pushed before the CLOSE_OK of a stream that did not end properly
 
 
 _HEADER = struct.Struct("!IB")  # length (counts the code), code
@@ -151,7 +152,7 @@ def encode_port(code: int, port: int) -> bytes:
 
 
 def encode_conn(code: int, conn_id: int, data: bytes = b"") -> bytes:
-    """Return a frame that starts with a connection id: `DIAL_OK`, `SEND`, `RECV`, `CLOSE`, `CLOSE_OK`."""
+    """Return a frame that starts with a connection id: `DIAL_OK`, `SEND`, `RECV`, `CLOSE`, `CLOSE_OK`, `BROKEN`."""
     return _CONN_HEADER.pack(5 + len(data), code, conn_id) + data
 
 

@@ -28,8 +28,6 @@ import trio.testing
 
 from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.config import Config, RegistryConfig
-from pilot_trio.daemon import node as node_module
-from pilot_trio.daemon.commands import build_table
 from pilot_trio.daemon.node import Node, serve_node
 from pilot_trio.errors import RegistryError
 from pilot_trio.net.endpoint import Endpoint
@@ -197,18 +195,25 @@ class Setting:
     listener: MemoryTransportListener
 
 
+class NetworkOfThatTime(MemoryNetwork):
+    """When the envelopes of the exchanges were signed."""
+
+    def wall_time_ns(self) -> int:
+        return int(NOW * 1e9)
+
+
 def matches(vector_id: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(vector_id, pattern) for pattern in patterns)
 
 
 @asynccontextmanager
-async def node_for(vector_id: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setting]:
+async def node_for(vector_id: str, home: Path) -> AsyncIterator[Setting]:
     """Run the node that answered this exchange."""
     is_node_3 = matches(vector_id, NODE_3) and (
         not matches(vector_id, NODE_3_REFUSES) or matches(vector_id, NODE_3_HAS_A_TOKEN)
     )
     registry = minimal_registry(vector_id, 3 if is_node_3 else 1)
-    network, listener = MemoryNetwork(), MemoryTransportListener()
+    network, listener = NetworkOfThatTime(), MemoryTransportListener()
     config = Config(
         home=home,
         identity=None,
@@ -218,8 +223,6 @@ async def node_for(vector_id: str, home: Path, monkeypatch: pytest.MonkeyPatch) 
         hostname="c-host" if is_node_3 else "a-host",
         email="a@example.com",
     )
-    # The envelopes were signed at a certain time; the rest of the node may use today's.
-    monkeypatch.setattr(node_module, "build_table", partial(build_table, wall_time=lambda: NOW))
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_registry, registry, await network.listen_tcp(Endpoint("127.0.0.1", 9410)))
         node = await nursery.start(partial(serve_node, config, network=network, listener=listener))
@@ -314,11 +317,9 @@ def test_every_vector_is_replayed() -> None:
 
 
 @pytest.mark.parametrize("vector_id", replayed_plainly())
-async def test_vector(
-    vector_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
-) -> None:
+async def test_vector(vector_id: str, tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     vector = VECTORS[vector_id]
-    async with node_for(vector_id, tmp_path, monkeypatch) as setting:
+    async with node_for(vector_id, tmp_path) as setting:
         peer = await connect(setting.listener)
         if vector_id in PREPARATIONS:
             await PREPARATIONS[vector_id](setting, peer)
@@ -379,10 +380,8 @@ def with_conn(frame: bytes, conn_id: int) -> bytes:
     return frame[:5] + struct.pack("!I", conn_id) + frame[9:]
 
 
-async def test_streams_and_datagrams_by_self_dial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with node_for("bind", tmp_path, monkeypatch) as setting:
+async def test_streams_and_datagrams_by_self_dial(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    async with node_for("bind", tmp_path) as setting:
         listener, dialler = await connect(setting.listener), await connect(setting.listener)
 
         async def exchange(peer: IPCPeer, vector_id: str) -> bytes:
@@ -432,10 +431,8 @@ async def test_streams_and_datagrams_by_self_dial(
             await nothing_more(peer)
 
 
-async def test_cancelled_dial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
-) -> None:
-    async with node_for("cancel-dial", tmp_path, monkeypatch) as setting:
+async def test_cancelled_dial(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    async with node_for("cancel-dial", tmp_path) as setting:
         setting.registry.held.add("resolve")  # node 3 is known but never answers
         peer = await connect(setting.listener)
         await peer.stream.send_all(b"".join(map(bytes.fromhex, VECTORS["cancel-dial"]["request"])))

@@ -27,10 +27,14 @@ class Stream:
         self.data = bytearray()
         self.unread = 0
         self.ended: list[Exception | None] = []
+        self.broken = False
 
     def feed(self, data: bytes) -> None:
         self.data += data
         self.unread += len(data)
+
+    def broke(self) -> None:
+        self.broken = True
 
     def end(self, cause: Exception | None = None) -> None:
         self.ended.append(cause)

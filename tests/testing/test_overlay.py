@@ -93,6 +93,24 @@ def test_after_a_long_partition_nodes_find_each_other_again() -> None:
     simulate(main, 5)
 
 
+def test_readers_learn_that_a_stream_whose_peer_vanished_is_not_whole() -> None:
+    async def main() -> None:
+        async with open_node_network(2, seed=4, link=Link(delay=0.02)) as nodes:
+            listener = await nodes[1].driver.listen(5000)
+            stream = await dial(nodes[0].driver, nodes[1], 5000)
+            accepted = await listener.accept()
+            await stream.send_all(b"so far")
+            await trio.sleep(1)
+            nodes.network.isolate(nodes.hosts[0])
+            await stream.send_all(b"and no further")
+            await stream.aclose()
+            assert await accepted.receive_some() == b"so far"
+            with trio.fail_after(120), pytest.raises(trio.BrokenResourceError, match="was not heard any more"):
+                await accepted.receive_some()
+
+    simulate(main, 4)
+
+
 @pytest.mark.parametrize("kind", [NatType.FULL_CONE, NatType.RESTRICTED, NatType.PORT_RESTRICTED])
 def test_a_stream_survives_a_router_that_restarts(kind: NatType) -> None:
     async def main() -> None:

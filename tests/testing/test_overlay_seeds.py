@@ -94,10 +94,10 @@ class Flow:
 
     def check(self, *, complete: bool) -> None:
         assert self.data.startswith(self.received), "what was read is not what was written"
-        # Clients are not told why a stream ended: the protocol between them and their node has one word for a reset and an end.
         assert self.ended or self.error is not None, "neither an end nor an error"
         if complete:
             assert self.error is None
+        if self.error is None:
             assert len(self.received) == len(self.data), "an end that came too early"
 
 

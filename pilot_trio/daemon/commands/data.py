@@ -220,12 +220,17 @@ async def _accept(client: Client, listener: PortListener) -> None:
 
 
 async def _push(client: Client, connection: Connection) -> None:
-    """Push a connection's data to its owner, then its end: one `CLOSE_OK`, whatever ended it."""
+    """Push a connection's data to its owner, then its end: one `CLOSE_OK`, after a `BROKEN` if it was no proper one.
+
+    The original's clients ignore pushes that they do not know, so that they are told no more than they ever were.
+    """
     try:
         while data := await connection.receive_some(RECV_DATA_MAX):
             await client.send(ipc.encode_conn(Code.RECV, connection.conn_id, data))
-    except (trio.ClosedResourceError, trio.BrokenResourceError):
+    except trio.ClosedResourceError:
         pass
+    except trio.BrokenResourceError:
+        await client.send(ipc.encode_conn(Code.BROKEN, connection.conn_id))
     except IPCClosedError:
         connection.close()  # nobody is left to read it; an open stream without a reader would stall its peer
         raise
