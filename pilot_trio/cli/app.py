@@ -36,7 +36,7 @@ MODULES: Final = {
     "listen": "datagrams",
     "broadcast": "datagrams",
     "send-message": "messages",
-    "inbox": "messages",
+    "inbox": "inbox",
     "send-file": "files",
     "received": "files",
     "publish": "events",

@@ -1,4 +1,4 @@
-"""Messages between nodes: `send-message`, `inbox`."""
+"""Messages to other nodes: `send-message`."""
 
 from __future__ import annotations
 
@@ -10,25 +10,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import attrs
-
 from pilot_trio.address import Address, quote
 from pilot_trio.cli import mailbox_files as files
 from pilot_trio.cli.durations import format_duration
-from pilot_trio.cli.exchange import DATA_EXCHANGE_PORT, Dialled, Exchange, dial_service, hang_up
 from pilot_trio.cli.framework import DURATION, argument, command, count, duration, option, switch
 from pilot_trio.cli.gate import check_target
-from pilot_trio.cli.ipc_client import DaemonGone, DaemonTimeout, IPCClient, deadline_in
+from pilot_trio.cli.ipc_client import IPCClient, deadline_in
+from pilot_trio.cli.letters import Letter, Sender
 from pilot_trio.cli.output import CliError
 from pilot_trio.cli.replies import ReplyWatch
-from pilot_trio.cli.session import REQUEST_TIMEOUT, Session, daemon_errors, literal_target
-from pilot_trio.errors import DaemonError
+from pilot_trio.cli.session import REQUEST_TIMEOUT, Session
 from pilot_trio.wire import dataexchange as wire
 from pilot_trio.wire.dataexchange import FrameType
 from pilot_trio.wire.ipc import Code
 
 _SECTION: Final = "Messages and files"
-_TARGET: Final = "address|hostname"
 HEADER_ROOM: Final = 4096  # bytes of a frame that a message leaves to headers, as the reference does
 ACK_TIMEOUT: Final = 60.0  # seconds until a message is acknowledged, unless `--timeout` says otherwise
 WAIT_DEFAULT: Final = 30.0  # seconds that `--wait` waits; protocol, `spec/cli.md` §6.8
@@ -36,91 +32,10 @@ RESEND_AFTER_MAX: Final = 15.0  # seconds without reply on first contact until t
 RESEND_WAIT_LEAST: Final = 3.0  # seconds of `--wait` below which nothing is repeated; protocol
 PAUSE: Final = 0.05  # seconds between messages of one `--count`; protocol
 _TYPES: Final = {"text": FrameType.TEXT, "json": FrameType.JSON, "binary": FrameType.BINARY}
-_UNKNOWN_TAGGED: Final = ("ACK UNKNOWN(10)", "ERR UNKNOWN(10)")  # a receiver that does not know message ids
-
-
-@attrs.frozen
-class _Letter:
-    """What is sent, apart from its id."""
-
-    frame_type: FrameType
-    payload: bytes
-    reply_to: str
-    trace: bool
-
-    def frame(self, message_id: str, *, tagged: bool) -> bytes:
-        """Return the frame; a timed one carries the time of this call."""
-        frame_type, payload = self.frame_type, self.payload
-        if self.trace:
-            payload = wire.encode_trace(wire.Trace(frame_type, time.time_ns(), payload))
-            frame_type = FrameType.TRACE
-        if not tagged:
-            return wire.encode_frame(frame_type, payload)
-        return wire.encode_tagged(frame_type, payload, message_id=message_id, reply_to=self.reply_to)
-
-
-class _Sender:
-    """Sends letters to one node, over one stream each or one for all."""
-
-    def __init__(self, client: IPCClient, address: Address, deadline: float, *, reuse: bool, resend: bool) -> None:
-        self._client = client
-        self._address = address
-        self._deadline = deadline
-        self._reuse = reuse
-        self.may_resend = resend
-        self._open: Exchange | None = None
-        self.first_contact = False
-        self.attempts = 0
-
-    def send(self, letter: _Letter, message_id: str, sequence: int) -> dict[str, Any]:
-        """Send one letter, wait for its acknowledgement, return its row."""
-        reused = self._open is not None
-        try:
-            tagged, ack = self._attempt(letter, message_id)
-        except (DaemonGone, DaemonTimeout) as exc:
-            # The receiver recognises the id of a message that it has: a repeat is harmless.
-            if not self.may_resend or self._deadline <= time.monotonic():
-                raise _unacknowledged(self._address, exc) from exc
-            self.close()
-            reused = False
-            try:
-                tagged, ack = self._attempt(letter, message_id)
-            except (DaemonGone, DaemonTimeout) as again:
-                raise _unacknowledged(self._address, again) from again
-        if ack.startswith("ERR "):
-            raise CliError("connection_failed", f"the receiver did not store the message: {ack}")
-        if not self._reuse:
-            self.close()
-        row = {"seq": sequence, "bytes": len(letter.payload), "ack": ack, "message_id": message_id}
-        return row | {"tagged": tagged, "reused": reused}
-
-    def close(self) -> None:
-        """Hang up, if a stream is open."""
-        if self._open is not None:
-            hang_up(self._open.stream)
-            self._open = None
-
-    def _attempt(self, letter: _Letter, message_id: str) -> tuple[bool, str]:
-        """Return whether the message went with its id, and the acknowledgement."""
-        if self._open is None:
-            left = max(self._deadline - time.monotonic(), 0.001)
-            dialled: Dialled = dial_service(
-                self._client, self._address, DATA_EXCHANGE_PORT, timeout=left, again=self.first_contact
-            )
-            self.attempts = dialled.attempts
-            self._open = Exchange(dialled.stream)
-        with suppress(DaemonError):
-            _, answer = self._open.ask(letter.frame(message_id, tagged=True), self._deadline)
-            ack = answer.decode("utf-8", "replace")
-            if not ack.startswith(_UNKNOWN_TAGGED):
-                return True, ack
-            _, answer = self._open.ask(letter.frame(message_id, tagged=False), self._deadline)
-            return False, answer.decode("utf-8", "replace")
-        raise DaemonGone("the daemon refused the data")
 
 
 @command("send-message", section=_SECTION)
-@argument("target", _TARGET)
+@argument("target", "address|hostname")
 @option("data", 'what to send; "-" reads standard input')
 @option("data-file", "send what a file holds", "path")
 @option("type", "text, json or binary", "type", default="text")
@@ -147,8 +62,10 @@ def send_message(session: Session, target: str, **flags: Any) -> None:
         steps.mark("connectDriver")
         address = session.resolve(client, target, REQUEST_TIMEOUT)
         steps.mark("parseAddrOrHostname")
-        sender = _Sender(client, address, deadline, reuse=reuse, resend=not flags["no_resend"])
-        sender.first_contact = not _has_tunnel(session, client, address)
+        sender = Sender(
+            client, address, deadline,
+            reuse=reuse, resend=not flags["no_resend"], first_contact=not _has_tunnel(session, client, address),
+        )  # fmt: skip
         check_target(session, client, address, skip=flags["no_auto_handshake"])
         steps.mark("maybeAutoHandshake")
         watch = ReplyWatch(files.inbox_directory(), address) if wait is not None and number == 1 else None
@@ -165,48 +82,6 @@ def send_message(session: Session, target: str, **flags: Any) -> None:
             sender.close()
 
 
-@command("inbox", section=_SECTION)
-@argument("words", "read <id>", required=False, many=True)
-@switch("latest", "all of the newest message")
-@count("limit", "show this many; 0 shows all", 10)
-@option("from", "messages of this node alone", _TARGET)
-@option("since", "messages newer than a duration (5m, 1h) or an RFC 3339 time", "dur|time")
-@switch("full", "whole messages instead of their beginnings")
-@switch("clear", "delete the messages that would be shown")
-@duration("before", "with --clear: only those older than this")
-def inbox(session: Session, words: tuple[str, ...], **flags: Any) -> None:
-    """Show the messages that arrived, newest first; works without a daemon."""
-    directory = files.inbox_directory()
-    if words:
-        if words[0] != "read" or len(words) != 2:
-            raise CliError("invalid_argument", "usage: pilot-trio inbox read <id>")
-        _read(session, directory, words[1])
-        return
-    sender = _sender_address(session, flags["from"])
-    since, before = files.read_since(flags["since"]), files.read_before(flags["before"], clear=flags["clear"])
-    found = files.messages(directory, sender=sender, since=since, before=before)
-    if flags["clear"]:
-        cleared = files.remove(path for path, _ in list(found))
-        left = len(files.newest_first(directory, "*.json"))
-        session.output.result(
-            {"cleared": cleared, "remaining": left},
-            lambda: session.output.line(f"cleared {cleared} message(s), {left} remaining"),
-        )
-        return
-    limit = 1 if flags["latest"] else flags["limit"]
-    full = bool(flags["full"] or flags["latest"])
-    rows: list[dict[str, Any]] = []
-    total = 0
-    for _, message in found:
-        total += 1
-        if limit <= 0 or len(rows) < limit:
-            rows.append(files.summary(message, full=full))
-    data: dict[str, Any] = {"messages": rows, "shown": len(rows), "total": total}
-    if directory.is_dir():
-        data["dir"] = str(directory)
-    session.output.result(data, lambda: _show_inbox(session, rows, total))
-
-
 class _Steps:
     """Milliseconds since the start at each step; the labels are the reference's."""
 
@@ -218,7 +93,7 @@ class _Steps:
         self.marks.append({"label": label, "ms": round((time.perf_counter() - self._began) * 1000, 3)})
 
 
-def _letter(session: Session, flags: dict[str, Any]) -> _Letter:
+def _letter(session: Session, flags: dict[str, Any]) -> Letter:
     data, path, kind = flags["data"], flags["data_file"], flags["type"]
     if data is not None and path is not None:
         raise CliError("invalid_argument", "give --data or --data-file, not both")
@@ -234,7 +109,7 @@ def _letter(session: Session, flags: dict[str, Any]) -> _Letter:
         )
         raise CliError("invalid_argument", text)
     trace = flags["trace"] or "PILOTCTL_TRACE_TIME" in session.environ
-    return _Letter(_TYPES[kind], payload, _reply_to(flags["reply_to"]), trace)
+    return Letter(_TYPES[kind], payload, _reply_to(flags["reply_to"]), trace)
 
 
 def _payload(data: str | None, path: str | None, most: int) -> bytes:
@@ -280,16 +155,10 @@ def _has_tunnel(session: Session, client: IPCClient, address: Address) -> bool:
     return any(row.get("node_id") == address.node and row.get("encrypted") for row in rows if isinstance(row, dict))
 
 
-def _unacknowledged(address: Address, exc: DaemonGone | DaemonTimeout) -> CliError:
-    if isinstance(exc, DaemonTimeout):
-        return CliError("timeout", f"no acknowledgement from {address}", "increase with --timeout")
-    return CliError("connection_failed", f"send to {address}: {exc}")
-
-
 def _send_many(
     session: Session,
-    sender: _Sender,
-    letter: _Letter,
+    sender: Sender,
+    letter: Letter,
     address: Address,
     number: int,
     *,
@@ -306,7 +175,7 @@ def _send_many(
     )
 
 
-def _send_one(sender: _Sender, letter: _Letter, address: Address, kind: str, steps: _Steps) -> dict[str, Any]:
+def _send_one(sender: Sender, letter: Letter, address: Address, kind: str, steps: _Steps) -> dict[str, Any]:
     steps.mark("dial+send")
     row = sender.send(letter, secrets.token_hex(16), 0)
     steps.mark("dataexchange.Dial")
@@ -343,7 +212,7 @@ def _trace(ack: str, steps: _Steps) -> dict[str, Any]:
 
 
 def _await_reply(
-    session: Session, sender: _Sender, letter: _Letter, result: dict[str, Any], watch: ReplyWatch, wait: float
+    session: Session, sender: Sender, letter: Letter, result: dict[str, Any], watch: ReplyWatch, wait: float
 ) -> None:
     """Wait for the answer; on first contact, repeat the message once if none comes."""
     out = session.output
@@ -356,9 +225,7 @@ def _await_reply(
     if sender.first_contact and wait >= RESEND_WAIT_LEAST and sender.may_resend:
         reply = watch.wait(message_id, began + min(wait / 2, RESEND_AFTER_MAX))
         if reply is None:
-            sender.close()
-            with daemon_errors("send-message"):
-                sender.send(letter, message_id, 0)
+            _repeat(sender, letter, message_id, began + wait)
     if reply is None:
         reply = watch.wait(message_id, began + wait)
     if reply is None:
@@ -370,40 +237,12 @@ def _await_reply(
         out.result(reply)
 
 
-def _read(session: Session, directory: Path, identifier: str) -> None:
-    if "/" in identifier or "\\" in identifier or "\0" in identifier or identifier.startswith("."):
-        raise CliError("invalid_argument", f"invalid message id {quote(identifier)}")
-    message = files.load_message(directory / f"{identifier}.json")
-    if message is None:
-        raise CliError("not_found", f"no message {quote(identifier)} — list ids with: pilot-trio inbox")
-    session.output.result(message)
+def _repeat(sender: Sender, letter: Letter, message_id: str, deadline: float) -> None:
+    """Send a message that was acknowledged once more; that this fails changes nothing about the first time."""
+    sender.close()
+    sender.deadline = deadline
+    with suppress(CliError):
+        sender.send(letter, message_id, 0)
 
 
-def _sender_address(session: Session, peer: str | None) -> str:
-    if not peer:
-        return ""
-    known = literal_target(peer)
-    if known is not None:
-        return str(known)
-    with session.connect() as client:
-        return str(session.resolve(client, peer, REQUEST_TIMEOUT))
-
-
-def _show_inbox(session: Session, rows: list[dict[str, Any]], total: int) -> None:
-    out = session.output
-    if not rows:
-        out.line("inbox is empty (no messages match the filters)")
-        return
-    out.line(out.styled(f"Inbox — {total} message(s) · showing {len(rows)} newest", "bold"))
-    for row in rows:
-        arrived = files.received_at(row)
-        when = f" · {files.age(arrived)}" if arrived is not None else ""
-        out.line(f"\n  {row['id']}")
-        out.line(out.styled(f"  {row.get('from', '?')} · {row.get('type', '?')}{when} · {row['bytes']} B", "dim"))
-        for key in ("message_id", "reply_to"):
-            if key in row:
-                out.line(out.styled(f"  {key} {row[key]}", "dim"))
-        out.line(f"  {row.get('data', row.get('preview', ''))}")
-
-
-COMMANDS: Final = {str(c.name): c for c in (send_message, inbox)}
+COMMANDS: Final = {str(send_message.name): send_message}

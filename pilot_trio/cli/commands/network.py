@@ -9,7 +9,17 @@ from typing import Any, Final
 import click
 
 from pilot_trio.address import quote
-from pilot_trio.cli.framework import PilotSubgroup, argument, command, count, option, parse_uint, switch, timeout
+from pilot_trio.cli.framework import (
+    PilotCommand,
+    PilotSubgroup,
+    argument,
+    command,
+    count,
+    option,
+    parse_uint,
+    switch,
+    timeout,
+)
 from pilot_trio.cli.output import CliError
 from pilot_trio.cli.session import Session, without_endpoints
 from pilot_trio.wire.ipc import Code
@@ -116,20 +126,20 @@ def invites(session: Session, timeout: float) -> None:
     out.result(reply, human)
 
 
-@command("accept", section=_SECTION)
-@argument("network_id")
-@timeout()
-def accept(session: Session, network_id: str, timeout: float) -> None:
-    """Accept an invitation."""
-    _respond(session, _id(network_id), accept=True, timeout=timeout)
+def _answer(name: str, verb: str, help_: str) -> PilotCommand:
+    """Declare a command that answers an invitation."""
+    accepts = name == "accept"
 
+    @command(name, section=_SECTION)
+    @argument("network_id")
+    @timeout()
+    def answer(session: Session, network_id: str, timeout: float) -> None:
+        number = _id(network_id)
+        reply = _ask(session, "respond-invite", _RESPOND, struct.pack("!HB", number, accepts), timeout)
+        session.output.result(reply, lambda: session.output.line(f"{verb} the invitation to network {number}"))
 
-@command("reject", section=_SECTION)
-@argument("network_id")
-@timeout()
-def reject(session: Session, network_id: str, timeout: float) -> None:
-    """Decline an invitation."""
-    _respond(session, _id(network_id), accept=False, timeout=timeout)
+    answer.help = help_
+    return answer
 
 
 @command("create", section=_SECTION)
@@ -196,31 +206,22 @@ def rename(session: Session, network_id: str, name: str) -> None:
     session.output.result(_administer(session, "rename", request))
 
 
-@command("promote", section=_SECTION)
-@argument("network_id")
-@argument("peer", _PEER)
-@timeout()
-def promote(session: Session, network_id: str, peer: str, timeout: float) -> None:
-    """Make a member an admin (administrator)."""
-    _change_member(session, "promote", "promote_member", network_id, peer, timeout)
+def _member_change(name: str, help_: str) -> PilotCommand:
+    """Declare a command that changes what a member is."""
 
+    @command(name, section=_SECTION)
+    @argument("network_id")
+    @argument("peer", _PEER)
+    @timeout()
+    def change(session: Session, network_id: str, peer: str, timeout: float) -> None:
+        number = _id(network_id)
+        session.admin_token()  # asked for before the peer is looked up, so that the first error is the first cause
+        node = session.resolve_node(peer, timeout)
+        request = {"type": f"{name}_member", "network_id": number, "node_id": 0, "target_node_id": node}
+        session.output.result(_administer(session, name, request))
 
-@command("demote", section=_SECTION)
-@argument("network_id")
-@argument("peer", _PEER)
-@timeout()
-def demote(session: Session, network_id: str, peer: str, timeout: float) -> None:
-    """Make an admin a member (administrator)."""
-    _change_member(session, "demote", "demote_member", network_id, peer, timeout)
-
-
-@command("kick", section=_SECTION)
-@argument("network_id")
-@argument("peer", _PEER)
-@timeout()
-def kick(session: Session, network_id: str, peer: str, timeout: float) -> None:
-    """Remove a member (administrator)."""
-    _change_member(session, "kick", "kick_member", network_id, peer, timeout)
+    change.help = help_
+    return change
 
 
 @command("role", section=_SECTION)
@@ -265,23 +266,9 @@ def _ask(session: Session, label: str, sub: int, body: bytes, timeout: float) ->
     return session.ask_once(Code.NETWORK, bytes((sub,)) + body, f"network {label}", timeout)
 
 
-def _respond(session: Session, number: int, *, accept: bool, timeout: float) -> None:
-    reply = _ask(session, "respond-invite", _RESPOND, struct.pack("!HB", number, accept), timeout)
-    verb = "accepted" if accept else "declined"
-    session.output.result(reply, lambda: session.output.line(f"{verb} the invitation to network {number}"))
-
-
 def _administer(session: Session, label: str, request: dict[str, Any]) -> dict[str, Any]:
     token = session.admin_token()
     return session.ask_registry({**request, "admin_token": token}, f"network {label}")
-
-
-def _change_member(session: Session, label: str, kind: str, network_id: str, peer: str, timeout: float) -> None:
-    number = _id(network_id)
-    session.admin_token()  # asked for before the peer is looked up, so that the first error is the first cause
-    node = session.resolve_node(peer, timeout)
-    request = {"type": kind, "network_id": number, "node_id": 0, "target_node_id": node}
-    session.output.result(_administer(session, label, request))
 
 
 def _own_node(session: Session, timeout: float) -> int:
@@ -311,13 +298,13 @@ for _member in (
     members,
     invite,
     invites,
-    accept,
-    reject,
+    _answer("accept", "accepted", "Accept an invitation."),
+    _answer("reject", "declined", "Decline an invitation."),
     delete,
     rename,
-    promote,
-    demote,
-    kick,
+    _member_change("promote", "Make a member an admin (administrator)."),
+    _member_change("demote", "Make an admin a member (administrator)."),
+    _member_change("kick", "Remove a member (administrator)."),
     role,
     policy,
 ):
