@@ -340,9 +340,11 @@ class Connection:
         receiver = self._receiver
         seq, ack, window = self._next_seq, receiver.data.rcv_nxt, receiver.window_field()
         reports = receiver.data.sack_reports()
-        if reports and self._sender.peer_is_reference:
-            # A reference sender has to count three of them to repair a hole; our own kind judges by time.
-            reports += [reports[-1]] * (receiver.owed - len(reports))
+        if self._sender.peer_is_reference:
+            if reports:
+                # A reference sender has to count three of them to repair a hole; our own kind judges by time.
+                reports += [reports[-1]] * (receiver.owed - len(reports))
+            out += [self._packet(ACK, seq, step & _MASK, window, b"") for step in receiver.steps()]
         receiver.settle()
         for blocks in reports:
             self.sacks_sent += len(blocks)

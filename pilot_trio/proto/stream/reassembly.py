@@ -27,11 +27,12 @@ _HALF: Final = 1 << 31
 class Reassembly:
     """In-order bytes waiting for the reader, and early segments waiting for the gap before them."""
 
-    __slots__ = ("_early", "_ends", "_news", "_queue", "_starts", "position", "queued_bytes")
+    __slots__ = ("_early", "_ends", "_news", "_queue", "_starts", "boundaries", "position", "queued_bytes")
 
     def __init__(self, rcv_nxt: int) -> None:
         self.position = rcv_nxt  # of the next byte in order
         self.queued_bytes = 0
+        self.boundaries: list[int] = []  # positions after the segments that came in order; who wants them clears them
         self._queue: deque[bytes] = deque()
         self._early: dict[int, bytes] = {}  # {position: payload}; no two overlap
         self._starts: list[int] = []  # of the merged ranges of early segments, ascending
@@ -81,6 +82,8 @@ class Reassembly:
         self.position += size
         if self._early:
             self._join()
+        else:
+            self.boundaries.append(self.position)
         return True
 
     def receive_run(self, packets: Sequence[Packet], at: int, ack: int, window: int) -> tuple[int, int]:
@@ -97,7 +100,7 @@ class Reassembly:
         """
         if self._early:
             return 0, 0
-        queue, position = self._queue, self.position
+        queue, boundaries, position = self._queue, self.boundaries, self.position
         last = position + SIZE_MAX - self.queued_bytes
         end = min(len(packets), at + RECEIVE_SLOTS - len(queue))
         first = at
@@ -115,6 +118,7 @@ class Reassembly:
                 break
             queue.append(payload)
             position += len(payload)
+            boundaries.append(position)
             at += 1
         size = position - self.position
         self.queued_bytes += size

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from math import inf
+from typing import Final
 
 from pilot_trio.proto.stream.reassembly import Reassembly
-from pilot_trio.proto.stream.settings import ACK_DELAY, QUICK_ACKS, RECEIVE_SLOTS, WINDOW_UPDATE_BELOW
+from pilot_trio.proto.stream.settings import ACK_DELAY, QUICK_ACKS, RECEIVE_SLOTS, SEGMENT, WINDOW_UPDATE_BELOW
+
+STEP: Final = 3 * SEGMENT  # bytes; as many whole segments as an acknowledgment may count for, §5.1
 
 
 class Receiver:
@@ -49,9 +52,26 @@ class Receiver:
         """Owe an acknowledgment, if none is owed yet."""
         self.owed = self.owed or 1
 
+    def steps(self) -> list[int]:
+        """Return the positions on the way to what is to be acknowledged that a reference sender wants to hear of.
+
+        It grows its window by acknowledgments, each for `STEP` bytes at most (§5.1): one for a whole batch holds it down.
+        They are ends of segments, as it knows no others.
+        """
+        steps: list[int] = []
+        boundaries = self.data.boundaries
+        if boundaries:
+            next_after, last = boundaries[0] + STEP - SEGMENT, boundaries[-1]
+            for position in boundaries:
+                if position >= next_after and position < last:
+                    steps.append(position)
+                    next_after = position + STEP
+        return steps
+
     def settle(self) -> None:
         """Note that everything owed has been said."""
         self.owed = self._unacknowledged = 0
+        self.data.boundaries.clear()
         self.ack_at = inf
 
     def on_ack_delay_over(self) -> None:

@@ -39,10 +39,34 @@ def test_the_second_segment_is_acknowledged_at_once() -> None:
 
 
 def test_a_batch_is_acknowledged_once() -> None:
-    script = established()
-    script.gets(*(f"ACK {1 + 1152 * index} 1 512 +1152" for index in range(50)))
+    script = established(window=4096)
+    script.gets(*(f"ACK {1 + 1152 * index} 1 4096 +1152" for index in range(50)))
     script.sends(f"ACK 1 {1 + 50 * 1152} {RECEIVE_SLOTS - 50}")
     script.happened(Event.READABLE)
+
+
+def test_a_reference_sender_hears_of_a_batch_in_steps_that_its_window_grows_by() -> None:
+    script = established()
+    script.gets(*(f"ACK {1 + 1152 * index} 1 512 +1152" for index in range(8)))
+    window = RECEIVE_SLOTS - 8
+    script.sends(*(f"ACK 1 {1 + 1152 * segments} {window}" for segments in (3, 6, 8)))
+
+
+def test_the_steps_are_ends_of_segments() -> None:
+    script = established()
+    script.gets(
+        "ACK 1 1 512 +1000", "ACK 1001 1 512 +1152", "ACK 2153 1 512 +1152", "ACK 3305 1 512 +1152", "ACK 4457 1 512 +1"
+    )
+    window = RECEIVE_SLOTS - 5
+    script.sends(f"ACK 1 3305 {window}", f"ACK 1 4458 {window}")
+
+
+def test_a_filled_gap_is_acknowledged_in_one_step() -> None:
+    script = established()
+    script.gets(*(f"ACK {1 + 1152 * index} 1 512 +1152" for index in range(1, 9)))
+    script._out.clear()
+    script.gets("ACK 1 1 512 +1152")
+    script.sends(f"ACK 1 {1 + 9 * 1152} {RECEIVE_SLOTS - 9}")
 
 
 def test_data_carries_the_acknowledgment() -> None:
