@@ -33,7 +33,7 @@ from pilot_trio.proto.tunnel.errors import TunnelError
 from pilot_trio.proto.tunnel.machine import Received, RouteAnswer, TunnelMachine
 from pilot_trio.proto.tunnel.settings import TunnelSettings
 from pilot_trio.proto.tunnel.upkeep_packets import ping, pong
-from pilot_trio.wire.packet import ACK, CONTROL, Packet
+from pilot_trio.wire.packet import ACK, Packet
 
 RECEIVE_PAUSE: Final = 0.1  # seconds of rest after the operating system refused to receive
 DEFECT_PAUSE: Final = 1.0  # seconds until upkeep goes on after a defect in it
@@ -128,7 +128,7 @@ class Tunnel:
         """Run by `run`; one task for everything on this node that has deadlines."""
         self._timer = self.timers.timer(self._on_due)
         self.deliver: Callable[[list[Received]], None] = _ignore
-        """Gets the packets of one receive batch that are neither control nor upkeep, with the nodes that sealed them."""
+        """Gets the packets of one receive batch but control packets, with the nodes that sealed them."""
         self.on_session: Callable[[int], None] = _ignore
         """Called for every established session, and again when the peer shows its key anew."""
         self.on_restart: Callable[[int], None] = _ignore
@@ -172,17 +172,10 @@ class Tunnel:
     def _receive(self, batch: Sequence[tuple[bytes, Addr]]) -> None:
         with self._turn:
             self._take_on_identity()
-            received = self._machine.receive_datagrams(batch, trio.current_time())
-            self._follow_events()  # first: a peer that has restarted may dial in the same batch
-            self._hand_up(received)
+            self._hand_up(self._machine.receive_datagrams(batch, trio.current_time()))
 
     def _hand_up(self, received: list[Received]) -> None:
-        """Answer control packets; deliver the rest."""
-        if any(packet.protocol == CONTROL for _, packet in received):
-            for node, packet in received:
-                if packet.protocol == CONTROL:
-                    self._on_control(node, packet)
-            received = [item for item in received if item[1].protocol != CONTROL]
+        self._follow_events()  # first: a peer that has restarted may dial in the same batch
         if received:
             self.deliver(received)
 
@@ -207,16 +200,22 @@ class Tunnel:
         """Follow every turn: send, act on what the machine says and on what comes of that, arm the timer."""
         self._stale = True
         self.flush()
-        self._follow_events()
+        while self._follow_events():
+            self.flush()
         self._timer.arm(self._machine.next_deadline())
 
-    def _follow_events(self) -> None:
+    def _follow_events(self) -> bool:
+        """Act on all that the machine says; return True if there was anything."""
+        any_event = False
         while (event := self._machine.next_event()) is not None:
+            any_event = True
             self._act(event)
-            self.flush()
+        return any_event
 
     def _act(self, event: events.Event) -> None:
-        if isinstance(event, events.BeaconSaid):
+        if isinstance(event, events.ControlArrived):
+            self._on_control(event.node, event.packet)
+        elif isinstance(event, events.BeaconSaid):
             self.on_beacon(event.data, Endpoint(*event.source))
         elif isinstance(event, events.KeyNeeded):
             self._lookups.key(event.node)

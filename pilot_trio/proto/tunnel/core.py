@@ -89,6 +89,12 @@ class Core:
         """Count something dropped."""
         self.drops[reason] += 1
 
+    def count_received(self, peer: Peer, frames: int, size: int, now: float) -> None:
+        """Count frames of a peer that were taken, `size` bytes all together."""
+        peer.frame_at = now
+        self.traffic.packets_received += frames
+        self.traffic.bytes_received += size
+
     def turn_to_relay(self, peer: Peer, why: str, *, pin: bool) -> bool:
         """Use the relay for a peer, unless too many use it already; return True if it is in use now."""
         if not peer.route.relay and self.relayed_peers >= RELAY_PEERS_MAX:

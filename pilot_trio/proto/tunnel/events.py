@@ -6,6 +6,8 @@ from enum import Enum
 
 import attrs
 
+from pilot_trio.wire.packet import Packet
+
 Addr = tuple[str, int]
 """Host literal and UDP port."""
 
@@ -178,3 +180,11 @@ class BeaconSaid(Event):
 
     data: bytes
     source: Addr
+
+
+@attrs.frozen
+class ControlArrived(Event):
+    """A peer has sent a control packet that is more than a sign of life: a ping, or the answer to one."""
+
+    node: int
+    packet: Packet

@@ -13,49 +13,22 @@ from typing import Any
 
 import attrs
 
-from pilot_trio.crypto.aead import counter_of
 from pilot_trio.crypto.agreement import KeyPair
 from pilot_trio.crypto.identity import Identity
-from pilot_trio.crypto.replay import Verdict
-from pilot_trio.errors import AuthenticationError, DecodeError
 from pilot_trio.proto.tunnel.core import Core, Traffic
-from pilot_trio.proto.tunnel.errors import ExchangeFailed, NoTunnel, QueueFull, TooManyPending
-from pilot_trio.proto.tunnel.events import (
-    Addr,
-    BeaconSaid,
-    Drop,
-    Event,
-    PathRecovered,
-    PeerAdded,
-    Refused,
-    RelayCleared,
-    Restarted,
-    RouteNeeded,
-    SessionDropped,
-)
+from pilot_trio.proto.tunnel.events import Addr, Drop, Event, RouteNeeded
 from pilot_trio.proto.tunnel.exchange import KeyExchanges
-from pilot_trio.proto.tunnel.peer import Peer
-from pilot_trio.proto.tunnel.settings import (
-    EARLY_TIME,
-    PUNCHES,
-    QUEUE_PACKETS,
-    QUEUE_PEERS,
-    TEARDOWN_GAP,
-    TunnelSettings,
-)
+from pilot_trio.proto.tunnel.inbound import Inbound
+from pilot_trio.proto.tunnel.outbound import Outbound
+from pilot_trio.proto.tunnel.sealed import Received, SealedPackets
+from pilot_trio.proto.tunnel.settings import TunnelSettings
 from pilot_trio.proto.tunnel.upkeep import Upkeep
-from pilot_trio.proto.tunnel.upkeep_packets import is_swallowed
-from pilot_trio.wire import beacon, tunnel
-from pilot_trio.wire import packet as packets
-from pilot_trio.wire.packet import CONTROL, HEADER_SIZE, STREAM, Packet
+from pilot_trio.wire.packet import STREAM, Packet
 
-Received = tuple[int, Packet]
-"""The node that sealed a packet, and the packet."""
+__all__ = ["DIAL_FALLBACK", "Received", "RouteAnswer", "TunnelMachine"]
 
 DIAL_FALLBACK = "dial got no direct answer"
 """Why a peer is on the relay after `use_relay`."""
-
-_SEALED_MIN = tunnel.PILS_HEADER + tunnel.TAG_SIZE
 
 
 @attrs.frozen
@@ -83,6 +56,9 @@ class TunnelMachine:
         )
         self._exchanges = KeyExchanges(self._core)
         self._upkeep = Upkeep(self._core, self._exchanges)
+        self._sealed = SealedPackets(self._core, self._exchanges)
+        self._inbound = Inbound(self._core, self._exchanges, self._sealed)
+        self._outbound = Outbound(self._core, self._exchanges, self._upkeep)
 
     # --- what the shell tells ----------------------------------------------------------------------------------------
 
@@ -138,7 +114,7 @@ class TunnelMachine:
         """Take the answer to `KeyNeeded`, None if it could not be had; return packets that waited for it."""
         received: list[Received] = []
         self._exchanges.on_key(node, key, now)
-        self._retry_early(node, now, received)
+        self._sealed.retry_early(node, now, received)
         self._upkeep.arm(now)
         return received
 
@@ -185,7 +161,7 @@ class TunnelMachine:
             if peer.route.address == to and peer.route.unreachable() and self._core.beacon is not None:
                 self._core.turn_to_relay(peer, "direct path unreachable", pin=True)
 
-    # --- packets out -------------------------------------------------------------------------------------------------
+    # --- packets out, datagrams in -----------------------------------------------------------------------------------
 
     def send(self, node: int, packet: Packet, now: float) -> None:
         """Seal and send a packet, or keep it until there is a key (§8).
@@ -193,7 +169,7 @@ class TunnelMachine:
         Raises:
           TunnelError: it was not taken; the text is for clients.
         """
-        self.send_packets(node, (packet.encode(),), now, salvage=packet.protocol != STREAM)
+        self._outbound.send(node, (packet.encode(),), now, salvage=packet.protocol != STREAM)
 
     def send_packets(self, node: int, packets: Sequence[bytes], now: float, *, salvage: bool = False) -> None:
         """Seal and send encoded packets, in this order, or keep them until there is a key (§8).
@@ -207,251 +183,19 @@ class TunnelMachine:
         Raises:
           TunnelError: not all were taken, which can be so after the first of them were; the text is for clients.
         """
-        core = self._core
-        peer = core.peers.get(node)
-        if peer is None:
-            raise NoTunnel(node)
-        peer.used_at = now
-        session = peer.session
-        if not core.settings.encrypt:
-            core.write_all(peer, [tunnel.PILT + packet for packet in packets], now)
-        elif session is None:
-            self._enqueue(peer, packets, now)
-        else:
-            if salvage:
-                session.remember(packets, now)
-            seal = session.seal
-            core.write_all(peer, [seal(packet) for packet in packets], now)
-            core.traffic.sealed += len(packets)
-
-    def _enqueue(self, peer: Peer, packets: Sequence[bytes], now: float) -> None:
-        if now < peer.cooldown_until:
-            raise ExchangeFailed(peer.node)
-        if not peer.queue and sum(1 for other in self._core.peers.values() if other.queue) >= QUEUE_PEERS:
-            raise TooManyPending
-        room = QUEUE_PACKETS - len(peer.queue)
-        peer.queue.extend((now, packet) for packet in packets[:room])
-        if peer.exchange is None:
-            self._exchanges.start(peer, now, copy=True)
-        self._upkeep.arm(now)
-        if len(packets) > room:
-            self._core.drops[Drop.QUEUE_FULL] += len(packets) - room
-            self._core.events.append(Refused(peer.node, Drop.QUEUE_FULL))
-            raise QueueFull(peer.node)
+        self._outbound.send(node, packets, now, salvage=salvage)
 
     def datagrams_to_send(self) -> list[tuple[bytes, Addr]]:
         """Return what is to be sent now, in the order in which nonces were taken; everything is handed out once."""
         out, self._core.out = self._core.out, []
         return out
 
-    # --- datagrams in ------------------------------------------------------------------------------------------------
-
     def receive_datagrams(self, batch: Sequence[tuple[bytes, Addr]], now: float) -> list[Received]:
         """Work in datagrams; return the packets that were authenticated, in order. Never raises, whatever the bytes."""
         received: list[Received] = []
-        encrypt = self._core.settings.encrypt
-        for data, source in batch:
-            if encrypt and data.startswith(tunnel.PILS):
-                self._on_sealed(data, source, now, received, relayed=False)
-            elif not data:
-                self._core.drop(Drop.EMPTY)
-            elif data[0] < tunnel.BEACON_BELOW:
-                self._on_beacon(data, source, now, received)
-            else:
-                self._on_frame(data, source, now, received, relayed=False)
+        self._inbound.receive(batch, now, received)
         self._upkeep.arm(now)
         return received
-
-    def _on_beacon(self, data: bytes, source: Addr, now: float, received: list[Received]) -> None:
-        core = self._core
-        kind = data[0]
-        if kind not in (beacon.BeaconType.RELAY_DELIVERY, beacon.BeaconType.PUNCH_COMMAND):
-            core.events.append(BeaconSaid(data, source))
-            return
-        if source != core.beacon:
-            core.drop(Drop.NOT_FROM_BEACON)
-            core.events.append(Refused(0, Drop.NOT_FROM_BEACON, detail=kind))
-            return
-        try:
-            message = beacon.decode(data)
-        except DecodeError:
-            core.drop(Drop.BAD_BEACON_MESSAGE)
-            return
-        if isinstance(message, beacon.PunchCommand):
-            for _ in range(PUNCHES):
-                core.write_direct(tunnel.PILP, (message.host, message.port))
-        elif isinstance(message, beacon.RelayDelivery) and message.frame:
-            self._note_relayed(message.sender, now)
-            self._on_frame(message.frame, source, now, received, relayed=True)
-
-    def _note_relayed(self, node: int, now: float) -> None:
-        """A peer with a session but without a direct address is reached the way it reaches us (§9.2)."""
-        peer = self._core.peers.get(node)
-        if peer is not None and peer.session is not None and peer.route.address is None:
-            self._core.turn_to_relay(peer, "peer sends by relay", pin=False)
-
-    def _on_frame(self, data: bytes, source: Addr, now: float, received: list[Received], *, relayed: bool) -> None:
-        core = self._core
-        magic = data[:4]
-        if magic == tunnel.PILS and core.settings.encrypt:
-            self._on_sealed(data, source, now, received, relayed=relayed)
-        elif magic == tunnel.PILA and core.settings.encrypt:
-            self._exchanges.receive_key_frame(data, source, now, relayed=relayed)
-            if len(data) >= 8:
-                self._retry_early(int.from_bytes(data[4:8], "big"), now, received)
-        elif magic == tunnel.PILK and core.settings.encrypt:
-            self._exchanges.receive_request(data, source, now, relayed=relayed)
-        elif magic == tunnel.PILT:
-            self._on_plain(data, source, now, received)
-        elif magic == tunnel.PILP:
-            core.drop(Drop.PUNCH)
-        else:
-            core.drop(Drop.SHORT if len(data) < 4 else Drop.UNKNOWN_MAGIC)
-
-    def _on_plain(self, data: bytes, source: Addr, now: float, received: list[Received]) -> None:
-        core = self._core
-        if core.settings.encrypt:
-            core.drop(Drop.PLAINTEXT)
-            return
-        try:
-            packet = packets.decode(data[4:])
-        except DecodeError:
-            core.drop(Drop.SHORT if len(data) < 4 + HEADER_SIZE else Drop.MALFORMED_PACKET)
-            return
-        node = packet.source.node
-        if node not in core.peers:
-            core.events.append(PeerAdded(node))
-        peer = core.peer(node, now)
-        peer.route.address = peer.route.address or source
-        self._count_received(peer, len(data), now)
-        if not is_swallowed(packet):
-            peer.used_at = now
-            received.append((node, packet))
-
-    def _on_sealed(self, data: bytes, source: Addr, now: float, received: list[Received], *, relayed: bool) -> None:
-        core = self._core
-        if len(data) < _SEALED_MIN:
-            core.drop(Drop.SHORT)
-            return
-        node = int.from_bytes(data[tunnel.AAD], "big")
-        peer = core.peers.get(node)
-        if peer is None or peer.session is None:
-            self._without_session(peer, node, data, source, now, relayed=relayed)
-            return
-        session = peer.session
-        try:
-            raw, verdict, newest = session.open(data)
-        except AuthenticationError:
-            self._failed_to_open(peer, data, source, now, relayed=relayed)
-            return
-        if verdict is not Verdict.FRESH:
-            self._replayed(peer, verdict, counter_of(data), now)
-            return
-        try:
-            packet = packets.decode(raw)
-        except DecodeError:
-            core.drop(Drop.MALFORMED_PACKET)
-            core.events.append(Refused(node, Drop.MALFORMED_PACKET))
-            return
-        if packet.source.node != node and not (packet.source.node == 0 and is_swallowed(packet)):
-            core.drop(Drop.SPOOFED_SOURCE)
-            core.events.append(Refused(node, Drop.SPOOFED_SOURCE, detail=packet.source.node))
-            return
-        self._count_received(peer, len(raw) if relayed else len(data), now)
-        peer.opened_at = now
-        peer.exchange = None
-        route = peer.route
-        route.misses = 0
-        if session.peer_x25519 is not peer.proven_x25519:
-            self._note_key(peer, session.peer_x25519)
-        if relayed or route.relay or route.address != source or peer.probes or peer.cooldown_until > now:
-            self._note_life(peer, source, now, newest=newest, relayed=relayed)
-        else:
-            route.last_direct_at = now
-            route.first_sent_at = inf
-            route.send_errors = 0
-        if packet.protocol != CONTROL or not is_swallowed(packet):
-            peer.used_at = now
-            received.append((node, packet))
-
-    def _count_received(self, peer: Peer, size: int, now: float) -> None:
-        peer.frame_at = now
-        self._core.traffic.packets_received += 1
-        self._core.traffic.bytes_received += size
-
-    def _note_life(self, peer: Peer, source: Addr, now: float, *, newest: bool, relayed: bool) -> None:
-        """Bookkeeping after a packet that the session opened and that says something new about the path (§9.4)."""
-        peer.cooldown_until = -inf
-        peer.route.send_errors = 0
-        if peer.probes:
-            peer.probes = 0
-            self._core.events.append(PathRecovered(peer.node))
-        if not relayed and peer.route.arrived_directly(source, now, newest=newest):
-            self._core.leave_relay(peer)
-            self._core.events.append(RelayCleared(peer.node))
-
-    def _note_key(self, peer: Peer, key: bytes) -> None:
-        """A key frame of an earlier process can be replayed; a packet that its key opens cannot be made. So this is proof."""
-        if peer.proven_x25519 not in (b"", key):
-            self._core.events.append(Restarted(peer.node))
-        peer.proven_x25519 = key
-
-    def _without_session(
-        self, peer: Peer | None, node: int, data: bytes, source: Addr, now: float, *, relayed: bool
-    ) -> None:
-        core = self._core
-        if peer is not None and peer.exchange is not None and now - peer.exchange.last_sent_at < EARLY_TIME:
-            # It has our key frame and its own is on the way: some peers seal before they answer (§7.3 step 8).
-            peer.early.append((now, data, source, relayed))
-            return
-        core.drop(Drop.NO_SESSION)
-        if peer is None:
-            asked = self._exchanges.answer_stranger(node, source, now, relayed=relayed)
-        else:
-            peer.early.append((now, data, source, relayed))
-            if relayed and peer.route.address is None:
-                core.turn_to_relay(peer, "sealed packet came by relay", pin=True)
-            elif not relayed and peer.route.address is None:
-                peer.route.address = source
-            asked = self._exchanges.request(peer, now)
-        core.events.append(Refused(node, Drop.NO_SESSION, detail=int(asked)))
-
-    def _failed_to_open(self, peer: Peer, data: bytes, source: Addr, now: float, *, relayed: bool) -> None:
-        """Junk, or a peer with a new key whose key frame is still on its way. The session stays: junk proves nothing."""
-        core = self._core
-        core.drop(Drop.UNDECRYPTABLE)
-        core.events.append(Refused(peer.node, Drop.UNDECRYPTABLE))
-        core.traffic.failed_to_open += 1
-        peer.early.append((now, data, source, relayed))
-        assert peer.session is not None
-        if peer.session.failed_to_open(now) and now - peer.teardown_at >= TEARDOWN_GAP:
-            peer.teardown_at = now
-            core.events.append(SessionDropped(peer.node, Drop.UNDECRYPTABLE))
-            peer.session.decrypt_failures = 0
-            self._exchanges.request_again(peer, now)
-
-    def _replayed(self, peer: Peer, verdict: Verdict, counter: int, now: float) -> None:
-        core = self._core
-        drop = Drop.REPLAY if verdict is Verdict.REPLAY else Drop.OUTSIDE_WINDOW
-        core.drop(drop)
-        core.events.append(Refused(peer.node, drop, detail=counter))
-        assert peer.session is not None
-        if peer.session.replayed(verdict, now) and now - peer.teardown_at >= TEARDOWN_GAP:
-            peer.teardown_at = now
-            core.end_session(peer)
-            core.events.append(SessionDropped(peer.node, drop))
-            self._exchanges.request(peer, now)
-
-    def _retry_early(self, node: int, now: float, received: list[Received]) -> None:
-        """Open what arrived before its key did."""
-        peer = self._core.peers.get(node)
-        if peer is None or peer.session is None or not peer.early or peer.installed_at != now:
-            return
-        early = list(peer.early)
-        peer.early.clear()
-        for _, data, source, relayed in early:
-            self._on_sealed(data, source, now, received, relayed=relayed)
-        peer.early.clear()
 
     # --- time and outputs --------------------------------------------------------------------------------------------
 

@@ -21,8 +21,8 @@ class Session:
     """Keys, counters and faults of one session. Times are seconds of the machine's clock."""
 
     __slots__ = (
-        "_epochs", "_open", "_prefix", "_salvage", "_sealer", "_window",
-        "created_at", "decrypt_failures", "outside", "peer_x25519", "replays", "seal",
+        "_epochs", "_opener", "_prefix", "_salvage", "_sealer", "_window",
+        "created_at", "decrypt_failures", "outside", "peer_x25519", "replays", "seal", "seal_run",
     )  # fmt: skip
 
     def __init__(
@@ -37,10 +37,12 @@ class Session:
         self.peer_x25519 = peer_x25519
         self.created_at = now
         self.decrypt_failures = self.replays = self.outside = 0  # in a row
-        self._open = Opener(key).open
+        self._opener = Opener(key)
         self._sealer = Sealer(key, own_node, random_bytes(PREFIX_SIZE), counter)
         self.seal: Callable[[bytes], bytes] = self._sealer.seal
         """Returns a datagram; take it to the network in the order of these calls."""
+        self.seal_run: Callable[[Sequence[bytes]], list[bytes]] = self._sealer.seal_run
+        """Likewise for packets in a row."""
         self._epochs: OrderedDict[bytes, ReplayWindow] = OrderedDict()  # {nonce prefix: window}, latest used last
         self._prefix, self._window = b"", ReplayWindow()  # the latest; no nonce has an empty prefix
         self._salvage: deque[tuple[float, bytes]] = deque(maxlen=SALVAGE_PACKETS)
@@ -56,7 +58,7 @@ class Session:
         Raises:
           AuthenticationError: this key did not seal it. Nothing has changed.
         """
-        packet = self._open(datagram)
+        packet = self._opener.open(datagram)
         prefix, counter = read_nonce(datagram)
         if prefix != self._prefix:
             self._change_epoch(prefix)
@@ -66,6 +68,17 @@ class Session:
         if verdict is Verdict.FRESH:
             self.decrypt_failures = self.replays = self.outside = 0
         return packet, verdict, newest
+
+    def open_run(self, batch: Sequence[tuple[bytes, object]], at: int) -> list[bytes]:
+        """Open sealed datagrams from `at` on that are all alike; return their packets, one for each datagram taken.
+
+        Alike: of one node and source, of the latest epoch, authentic and never seen before. Of the first one that is not,
+        there is no trace: `open` says what it is.
+        """
+        packets = self._opener.open_run(batch, at, self._prefix, self._window)
+        if packets:
+            self.decrypt_failures = self.replays = self.outside = 0
+        return packets
 
     def _change_epoch(self, prefix: bytes) -> None:
         """Judge by the window of another nonce prefix from now on."""

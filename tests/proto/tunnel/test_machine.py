@@ -16,6 +16,7 @@ from pilot_trio.crypto.agreement import KeyPair
 from pilot_trio.crypto.identity import Identity
 from pilot_trio.proto.tunnel.errors import ExchangeFailed, NoTunnel, QueueFull, TooManyPending
 from pilot_trio.proto.tunnel.events import (
+    ControlArrived,
     Drop,
     Established,
     GaveUp,
@@ -69,6 +70,8 @@ def play(name: str) -> None:
             while (event := machine.next_event()) is not None:
                 if isinstance(event, KeyNeeded):
                     got += machine.on_key(other, bytes.fromhex(daemon["ed25519_pub"]), now)
+                elif isinstance(event, ControlArrived):
+                    got.append((event.node, event.packet))
             if inner.startswith(tunnel.PILS):
                 assert [packet.encode() for _, packet in got] == [key.open(inner)]
                 opened += 1
