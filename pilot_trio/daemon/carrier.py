@@ -8,8 +8,8 @@ acknowledgment and one wake-up per connection, and one write to the socket.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
@@ -22,6 +22,7 @@ from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.remote_stream import RemoteConnection
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import Carrier, StreamTable
+from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import DialRefused, DialTimeout, PilotError
 from pilot_trio.net.timers import Timers
 from pilot_trio.proto.admission import ReplyWindow, SynLimits
@@ -148,7 +149,8 @@ class TunnelCarrier(Carrier):
         self._touched: dict[RemoteConnection, None] = {}
         self._checking: set[tuple[int, int]] = set()  # (node, port) that the registry is being asked about
         self._nursery: trio.Nursery | None = None
-        self._batching = False
+        self.turn: Final = Turn(self._settle)
+        """Inside, connections are only noted; each is advanced once at the end, and what they send leaves together."""
         self._contacting = 0  # unconfirmed datagrams that wait for first contact
 
     def attach(self, table: StreamTable, deliver: Deliver) -> None:
@@ -258,7 +260,7 @@ class TunnelCarrier(Carrier):
 
     def receive(self, batch: Iterable[tuple[int, Packet]]) -> None:
         """Work in the packets of one read of the socket, all of them authenticated."""
-        with self._batch():
+        with self.turn:
             run = _Run()
             for node, packet in batch:
                 if run.takes(packet):
@@ -296,7 +298,7 @@ class TunnelCarrier(Carrier):
             for connection in self._connections.values()
             if connection.remote.address.node == node and connection.state is not ConnState.SYN_SENT
         ]
-        with self._batch():
+        with self.turn:
             for connection in over:
                 local, remote = connection.local, connection.remote
                 reset = Packet(RST, STREAM, remote.address, local.address, remote.port, local.port)
@@ -330,7 +332,7 @@ class TunnelCarrier(Carrier):
         finally:
             self._checking.discard((node, port))
         if trusted:
-            with self._batch():
+            with self.turn:
                 proceed()
         else:
             data = {"dst_port": packet.destination_port, "reason": "untrusted", "src_addr": str(packet.source)}
@@ -389,29 +391,31 @@ class TunnelCarrier(Carrier):
         self._table.add(connection)
         return connection
 
-    @contextmanager
-    def _batch(self) -> Generator[None]:
-        """Inside, connections are only noted; each is advanced once at the end, and what they send leaves together."""
-        if self._batching:
-            yield
+    def _settle(self) -> None:
+        """End a turn: let the connections touched say what they have to say, then send what they have to send.
+
+        In this order, because whoever listens may answer at once, and an answer carries the acknowledgment.
+        """
+        if not self._touched:
             return
-        self._batching = True
         with self._tunnel.turn():
-            try:
-                yield
-            finally:
-                self._batching = False
-                touched, self._touched = self._touched, {}
-                for connection in touched:
+            while self._touched:
+                ready: dict[RemoteConnection, None] = {}
+                while self._touched:
+                    touched, self._touched = self._touched, {}
+                    ready.update(touched)
+                    for connection in touched:
+                        connection.deliver_events()
+                for connection in ready:
                     self._advance(connection)
 
     def _pump(self, connection: RemoteConnection) -> None:
-        """Advance a connection: now, or at the end of the batch that is being worked in."""
-        if self._batching:
+        """Advance a connection: now, or at the end of the turn that is under way."""
+        if self.turn.depth:
             self._touched[connection] = None
         else:
-            with self._tunnel.turn():
-                self._advance(connection)
+            with self.turn:
+                self._touched[connection] = None
 
     def _advance(self, connection: RemoteConnection) -> None:
         """The only way on for a stream machine: its packets to the tunnel, its events to whoever waits, its deadline."""

@@ -49,11 +49,14 @@ _OPEN = frozenset({ConnState.SYN_SENT, ConnState.SYN_RECV, ConnState.ESTABLISHED
 
 StateHook = Callable[["Connection", ConnState], None]
 
+Consumer = Callable[[], None]
+"""Called when there is something to receive; must neither wait nor raise, may read, write and close."""
+
 
 class Connection(abc.ABC):
     """One end of a stream. Everything but the `wait_…` methods, `write_all` and `receive_some` returns at once.
 
-    One task may write while another reads. Methods raise `trio.ClosedResourceError` once this end was closed or reset by
+    One task may write while another reads, or a consumer in its place: a call costs a fraction of waking a task. Methods raise `trio.ClosedResourceError` once this end was closed or reset by
     us, `trio.BrokenResourceError` once the stream was ended by the other side (for reading: only by a reset; a graceful
     end is `b""` after the last byte).
 
@@ -88,6 +91,7 @@ class Connection(abc.ABC):
         self.dialled: Final = dialled
         self._state = ConnState.SYN_SENT if dialled else ConnState.SYN_RECV
         self._on_state = on_state
+        self._consumer: Consumer | None = None
         self._readers = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
         self._ended = trio.Event()
@@ -161,6 +165,15 @@ class Connection(abc.ABC):
             except trio.WouldBlock:
                 await self._readers.park()
 
+    def attach(self, consumer: Consumer) -> None:
+        """Call `consumer` now and whenever `receive_nowait` has something new to say; no task receives from then on."""
+        self._consumer = consumer
+        consumer()
+
+    def detach(self) -> None:
+        """Call it no more. Whoever has seen the end of the stream does this."""
+        self._consumer = None
+
     async def wait_writable(self) -> None:
         """Return when there is room worth a try, or when the stream has ended; not a checkpoint if that is so now."""
         while not self._writable():
@@ -179,7 +192,9 @@ class Connection(abc.ABC):
         self._wake_writers()
 
     def _wake_readers(self) -> None:
-        if self._readers:
+        if self._consumer is not None:
+            self._consumer()
+        elif self._readers:
             self._readers.unpark_all()
 
     def _wake_writers(self) -> None:

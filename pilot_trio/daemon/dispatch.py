@@ -2,7 +2,7 @@
 
 A handler is a plain function. It gets the client and the payload and either answers at once (returns a frame), stays
 silent (returns None: fire-and-forget commands, or it sent its frames itself), or returns `Later` for the part that has to
-wait. So a command costs a task only when it has to wait for something, and registering for cancellation, say, happens
+wait, `Promise` if somebody will call back. So a command costs a task only when it has to wait for something, and registering for cancellation, say, happens
 the moment that the frame is decoded.
 
 Errors: a handler, or the awaited part of `Later`, raises `DecodeError`, `CommandError`, `DialError` or `RegistryError`;
@@ -18,6 +18,8 @@ from enum import Enum, auto
 from typing import Any, Final
 
 import attrs
+
+from pilot_trio.errors import PilotError
 
 CLIENT_IN_FLIGHT_MAX: Final = 1024  # requests being worked on per client; protocol, `spec/ipc.md` §8
 
@@ -56,9 +58,25 @@ class Client(abc.ABC):
           IPCClosedError: the client is gone, or goes while this waits.
         """
 
+    @property
+    @abc.abstractmethod
+    def room(self) -> int:
+        """Bytes that can be sent or queued now; 0 if others wait before, or if there is not enough to be worth a frame."""
+
+    @abc.abstractmethod
+    def when_room(self, wake: Callable[[], None]) -> None:
+        """Call `wake` once when there is `room`, which there is not, or when the client is gone. First come, first served."""
+
+    @abc.abstractmethod
+    def post(self, frame: bytes) -> None:
+        """Send a frame, or queue it if the client does not read just now: without waiting, and past the bound if need be.
+
+        So look at `room` before, unless what is posted is bounded in itself. Nothing happens when the client is gone.
+        """
+
     @abc.abstractmethod
     def offer(self, frame: bytes) -> bool:
-        """Queue a frame that may be lost (a datagram); False if there was no room. Never waits, never raises."""
+        """Post a frame that may be lost (a datagram), if there is room; say whether there was."""
 
     @abc.abstractmethod
     def start_soon(self, task: Callable[..., Awaitable[Any]], *args: object) -> None:
@@ -79,7 +97,18 @@ class Later:
     run: Callable[[], Awaitable[bytes | None]]
 
 
-Handler = Callable[[Client, bytes], "bytes | Later | None"]
+Answer = Callable[["bytes | PilotError"], None]
+"""Answers a request, from wherever the answer comes up. To be called once."""
+
+
+@attrs.frozen
+class Promise:
+    """A request that waits without a task: `start` gets it going, and has to see to it that `Answer` is called."""
+
+    start: Callable[[Answer], None]
+
+
+Handler = Callable[[Client, bytes], "bytes | Later | Promise | None"]
 
 
 @attrs.frozen

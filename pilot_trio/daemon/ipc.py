@@ -9,9 +9,9 @@ One nursery for the server, and in it one nursery per client::
     │             │   │        answers that need no waiting: in place
     │             │   └─ CapacityLimiter(1024) ──► request task     dials, lookups, waits
     │             │                                    │
-    │             ├─ stream pushers, accept pushers    │            whatever handlers `start_soon`
-    │             │        │                           │
-    │             │        └──────────┬────────────────┘
+    │             ├─ whatever handlers `start_soon`    │            stream pushers, accept pushers: no tasks
+    │             │        │                           │                       │
+    │             │        └──────────┬────────────────┴───────────────────────┘
     │             │   replies ────────┤
     │             │             memory channel (256 frames, 256 KiB)
     │             │                   │
@@ -29,6 +29,7 @@ later its writer gives up, its nursery is cancelled, and all of it is gone in on
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import Final, final
 
 import attrs
@@ -36,7 +37,7 @@ import trio
 
 from pilot_trio.daemon.dispatch import CommandTable
 from pilot_trio.daemon.hang_up import HangUpWatch
-from pilot_trio.daemon.ipc_client import Counters, IPCClient
+from pilot_trio.daemon.ipc_client import Counters, IPCClient, Turn
 from pilot_trio.net.transport import Transport, TransportListener
 
 CLIENTS_MAX: Final = 1024  # simultaneous clients; protocol, `spec/ipc.md` §1
@@ -64,9 +65,12 @@ class IPCStatistics:
 class IPCServer:
     """Serves clients that arrive at a listener, each in a nursery of its own."""
 
-    def __init__(self, commands: CommandTable, *, shutdown_drain: float = SHUTDOWN_DRAIN) -> None:
-        """Take the command table, which may still be filled until `serve` is called."""
+    def __init__(
+        self, commands: CommandTable, *, turn: Turn | None = None, shutdown_drain: float = SHUTDOWN_DRAIN
+    ) -> None:
+        """Take the command table, which may still be filled until `serve` is called, and what holds back sending."""
         self._commands = commands
+        self._turn = turn or nullcontext()
         self._shutdown_drain = shutdown_drain
         self._clients: dict[int, IPCClient] = {}  # {client_id: client}
         self._last_client_id = 0
@@ -129,7 +133,7 @@ class IPCServer:
         self._full = False
         self._counters.accepted += 1
         self._last_client_id += 1
-        client = IPCClient(self._last_client_id, transport, self._commands, self._counters, self._hang_ups)
+        client = IPCClient(self._last_client_id, transport, self._commands, self._counters, self._hang_ups, self._turn)
         self._clients[client.client_id] = client
         nursery.start_soon(self._serve_client, client)
 

@@ -1,19 +1,21 @@
 """One IPC client: its nursery, its reader, and what happens to a request on the way from bytes to reply.
 
 `ipc` has the diagram and the accept loop, `outbound` the queue and the writer. The life of a client is `serve`, top to
-bottom; the life of a request is `_handle_frames` → `_dispatch` → (`_answer_later`).
+bottom; the life of a request is `_handle_frames` → `_dispatch` → (`_answer_later` or `_answer`).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple, final
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Final, final
 
 import attrs
 import trio
 
-from pilot_trio.daemon.dispatch import CLIENT_IN_FLIGHT_MAX, Client, CommandTable, Lane, Later, Route
+from pilot_trio.daemon.dispatch import CLIENT_IN_FLIGHT_MAX, Client, CommandTable, Lane, Later, Promise, Route
 from pilot_trio.daemon.hang_up import HangUpWatch
 from pilot_trio.daemon.outbound import FRAME_SIZE_MAX, Ending, Outbound
 from pilot_trio.errors import DecodeError, IPCClosedError, PilotError
@@ -44,6 +46,10 @@ class Counters:
     dropped_offers: int = 0
 
 
+Turn = AbstractContextManager[object, None]
+"""Entered while frames are handled: what they send to other nodes is held back until it is left. Reusable."""
+
+
 @final
 class IPCClient(Client):
     """One connected client. `serve` is its whole life; everything that it starts ends there."""
@@ -54,6 +60,7 @@ class IPCClient(Client):
         "_commands",
         "_counters",
         "_decoder",
+        "_handling",
         "_hang_ups",
         "_idle",
         "_limiter",
@@ -64,17 +71,26 @@ class IPCClient(Client):
         "_snapshot",
         "_snapshot_code",
         "_transport",
+        "_turn",
         "outbound",
     )
 
     def __init__(
-        self, client_id: int, transport: Transport, commands: CommandTable, counters: Counters, hang_ups: HangUpWatch
+        self,
+        client_id: int,
+        transport: Transport,
+        commands: CommandTable,
+        counters: Counters,
+        hang_ups: HangUpWatch,
+        turn: Turn,
     ) -> None:
         self._client_id = client_id
         self._transport = transport
         self._commands = commands
         self._counters = counters
         self._hang_ups = hang_ups
+        self._turn = turn
+        self._handling = False  # frames are being handled: what is posted joins their replies
         self._decoder = FrameDecoder(IPC_FRAME_MAX)
         self._limiter: trio.CapacityLimiter | None = None  # made for the first request that has to wait; many never do
         self._budget = TURN_QUANTUM  # what is left of this turn
@@ -101,15 +117,30 @@ class IPCClient(Client):
         await trio.lowlevel.checkpoint_if_cancelled()
         await self.outbound.send(frame)
 
+    @property
+    def room(self) -> int:
+        return self.outbound.room
+
+    def when_room(self, wake: Callable[[], None]) -> None:
+        if self._handling:
+            self._post_replies()  # they come before whatever the room is wanted for
+        self.outbound.when_room(wake)
+
+    def post(self, frame: bytes) -> None:
+        if self._handling:
+            self._reply(frame)
+        else:
+            self.outbound.post(frame)
+
     def offer(self, frame: bytes) -> bool:
-        taken = self.outbound.offer(frame)
-        if not taken:
+        if len(frame) > self.outbound.room:
             self._counters.dropped_offers += 1
-        return taken
+            return False
+        self.post(frame)
+        return True
 
     def start_soon(self, task: Callable[..., Awaitable[Any]], *args: object) -> None:
-        # The new task cannot run before the next await, and the reader sends its replies before each of its own: that
-        # is what keeps a BindOK ahead of the first Accept.
+        # The new task cannot run before the next await, and the reader sends its replies before each of its own.
         if self._nursery is not None and not self.closed:
             self._nursery.start_soon(self._run_background, task, args)
 
@@ -137,7 +168,7 @@ class IPCClient(Client):
         """Serve the client until it leaves, is cut, or this is cancelled; returns with everything released.
 
         Every ending takes the same road: the reader is done, one way or another, ports and connections are released,
-        handlers and pushers are cancelled. The writer alone goes on, to drain what is queued; a write that takes longer
+        handlers are cancelled. The writer alone goes on, to drain what is queued; a write that takes longer
         than 3 s ends that, and `Outbound.finish_within` sets a limit to all of it.
         """
         try:
@@ -202,12 +233,11 @@ class IPCClient(Client):
     async def _handle_frames(self) -> None:
         """Handle every complete frame, a quantum at a time. Replies leave together, and before every await."""
         while frames := self._decoder.next_frames(TURN_QUANTUM):
-            for frame in frames:
-                self._budget -= REPEAT_COST
-                if frame:  # zero-length frames are skipped, though not for free
-                    pending = self._dispatch(frame)
-                    if pending is not None:
-                        await self._begin(*pending)
+            at = 0
+            while at < len(frames):
+                at, pending = self._handle_run(frames, at)
+                if pending is not None:
+                    await self._begin(pending)
                 if self._budget <= 0:
                     await self._flush()
                     await trio.lowlevel.checkpoint()
@@ -215,8 +245,29 @@ class IPCClient(Client):
                 elif self._replies_size > REPLY_BATCH_MAX:
                     await self._flush()
             await self._flush()
-            if self.outbound.crowded:
+            if not self.outbound.room:
                 await self.outbound.wait_for_room()
+
+    def _handle_run(self, frames: list[bytes], at: int) -> tuple[int, _Pending | None]:
+        """Handle frames until one has to wait, or is enough for now; return where to go on, and what has to wait.
+
+        What they cause to be posted to this client joins their replies, and what they send to other nodes leaves together.
+        """
+        self._handling = True
+        try:
+            with self._turn:
+                for number in range(at, len(frames)):
+                    frame = frames[number]
+                    self._budget -= REPEAT_COST
+                    if frame:  # zero-length frames are skipped, though not for free
+                        pending = self._dispatch(frame)
+                        if pending is not None or self._budget <= 0 or self._replies_size > REPLY_BATCH_MAX:
+                            return number + 1, pending
+                    elif self._budget <= 0:
+                        return number + 1, None
+                return len(frames), None
+        finally:
+            self._handling = False
 
     def _dispatch(self, frame: bytes) -> _Pending | None:
         """Call the handler; keep its reply, or return what has to wait."""
@@ -234,8 +285,12 @@ class IPCClient(Client):
             answer = route.handler(self, frame[1:])
         except Exception as exc:
             answer = self._failure(code, route, exc)
-        if isinstance(answer, Later):
-            return _Pending(code, route, answer)
+        if isinstance(answer, Later | Promise):
+            pending = _Pending(code, route, answer)
+            if isinstance(answer, Promise) and self._is_below_limit(pending):
+                self._start(pending)
+                return None
+            return pending
         if answer is not None:
             reply = _fit(answer, route)
             self._reply(reply)
@@ -243,43 +298,73 @@ class IPCClient(Client):
                 self._snapshot_code, self._snapshot = code, reply
         return None
 
-    async def _begin(self, code: int, route: Route, later: Later) -> None:
+    async def _begin(self, pending: _Pending) -> None:
         """Work on what has to wait: here if nothing may overtake it, in a task of its own otherwise."""
-        if route.lane is Lane.FIFO:
+        work = pending.work
+        if pending.route.lane is Lane.FIFO and isinstance(work, Later):
             await self._flush()
             with self._hang_ups.watching(self):
-                reply = await self._run(code, route, later)
+                reply = await self._run(pending.code, pending.route, work)
             if reply is not None:
                 self._reply(reply)
             return
+        if not self._is_below_limit(pending):
+            await self._flush()
+            assert self._limiter is not None
+            with self._hang_ups.watching(self):
+                await self._limiter.acquire_on_behalf_of(pending)
+        self._start(pending)
+
+    def _is_below_limit(self, pending: _Pending) -> bool:
+        """Count a request as being in flight, if one more may be."""
         # The limit comes before the task: were it taken inside, the tasks would pile up outside it.
         if self._limiter is None:
             self._limiter = trio.CapacityLimiter(CLIENT_IN_FLIGHT_MAX)
-        request = object()
         try:
-            self._limiter.acquire_on_behalf_of_nowait(request)
+            self._limiter.acquire_on_behalf_of_nowait(pending)
         except trio.WouldBlock:
-            await self._flush()
-            with self._hang_ups.watching(self):
-                await self._limiter.acquire_on_behalf_of(request)
-        assert self._nursery is not None
-        self._nursery.start_soon(self._answer_later, self._limiter, request, code, route, later)
-        self._budget -= TASK_COST - DISPATCH_COST
+            return False
+        return True
 
-    async def _answer_later(
-        self, limiter: trio.CapacityLimiter, request: object, code: int, route: Route, later: Later
-    ) -> None:
+    def _start(self, pending: _Pending) -> None:
+        """Start what was counted as being in flight."""
+        self._budget -= TASK_COST - DISPATCH_COST
+        if isinstance(pending.work, Later):
+            assert self._nursery is not None
+            self._nursery.start_soon(self._answer_later, pending, pending.work)
+            return
+        answer = partial(self._answer, pending)
+        try:
+            pending.work.start(answer)
+        except Exception as exc:
+            answer(exc)
+
+    async def _answer_later(self, pending: _Pending, later: Later) -> None:
         """The task of one request."""
         try:
-            reply = await self._run(code, route, later)
+            reply = await self._run(pending.code, pending.route, later)
             if reply is not None:
                 await self.outbound.send(reply)
         except IPCClosedError:
             pass  # nobody is left to answer
         finally:
-            limiter.release_on_behalf_of(request)
-            if self._idle is not None and not self.in_flight:
-                self._idle.set()
+            self._is_done(pending)
+
+    def _answer(self, pending: _Pending, answer: bytes | Exception) -> None:
+        """Answer a request without a task. Such answers are small, and no more than may be in flight."""
+        if isinstance(answer, Exception):
+            reply = self._failure(pending.code, pending.route, answer)
+        else:
+            reply = _fit(answer, pending.route)
+        if reply is not None:
+            self.post(reply)
+        self._is_done(pending)
+
+    def _is_done(self, pending: _Pending) -> None:
+        assert self._limiter is not None
+        self._limiter.release_on_behalf_of(pending)
+        if self._idle is not None and not self.in_flight:
+            self._idle.set()
 
     async def _run(self, code: int, route: Route, later: Later) -> bytes | None:
         try:
@@ -305,10 +390,17 @@ class IPCClient(Client):
     async def _flush(self) -> None:
         self._snapshot_code = -1  # others may run now
         if self._replies:
-            replies = b"".join(self._replies)
-            self._replies.clear()
-            self._replies_size = 0
-            await self.outbound.send_replies(replies)
+            await self.outbound.send_replies(self._take_replies())
+
+    def _post_replies(self) -> None:
+        if self._replies:
+            self.outbound.post(self._take_replies())
+
+    def _take_replies(self) -> bytes:
+        replies = b"".join(self._replies)
+        self._replies.clear()
+        self._replies_size = 0
+        return replies
 
     def _failure(self, code: int, route: Route, exc: Exception) -> bytes | None:
         """Turn an exception into the request's reply: one failed request is nobody else's business."""
@@ -327,10 +419,11 @@ class IPCClient(Client):
         _log.exception("IPC handler crashed: %s client=%d", where, self._client_id)
 
 
-class _Pending(NamedTuple):
+@attrs.frozen(eq=False)  # each is a borrower of its own
+class _Pending:
     code: int
     route: Route
-    later: Later
+    work: Later | Promise
 
 
 def _fit(reply: bytes, route: Route) -> bytes:

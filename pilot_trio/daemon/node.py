@@ -29,6 +29,7 @@ from pilot_trio.crypto.agreement import KEY_SIZE, KeyPair
 from pilot_trio.daemon.beacon_client import BeaconClient, BeaconStatistics
 from pilot_trio.daemon.carrier import TunnelCarrier
 from pilot_trio.daemon.commands import build_table
+from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.datagrams import Datagrams, DatagramStatistics
 from pilot_trio.daemon.dispatch import CommandTable
 from pilot_trio.daemon.enrolment import Enrolment, EnrolmentStatistics
@@ -214,7 +215,7 @@ class Node:
             relay_only=config.relay_only,
         )
         commands: CommandTable = {}
-        self.ipc: Final = IPCServer(commands)
+        self.ipc: Final = IPCServer(commands, turn=self.carrier.turn)
         self.datagrams: Final = Datagrams(
             self.state,
             self.ports,
@@ -308,7 +309,7 @@ class Node:
         _log.info("handshake service listening", extra={"kv": {"port": HANDSHAKE_PORT}})
         if chosen.echo:
             nursery.start_soon(
-                partial(serve_echo, listen(table, ECHO_PORT, "echo"), admit=self._admits, clock_ns=self._wall_time_ns)
+                partial(serve_echo, table.bind(ECHO_PORT, "echo"), admit=self._admits, clock_ns=self._wall_time_ns)
             )
             _log.info("echo service listening", extra={"kv": {"port": ECHO_PORT}})
         if chosen.dataexchange:
@@ -342,9 +343,9 @@ class Node:
         """Say whether a node may have a tunnel (`spec/tunnel.md` §7.9)."""
         return not self.config.tunnel.strict_trust or self.state.public or self.trust.is_trusted(node)
 
-    def _admits(self, stream: OverlayStream) -> bool:
+    def _admits(self, connection: Connection) -> bool:
         """Say whether a peer may use the echo: everybody's on a public node, else trusted ones' (`spec/services.md` §2)."""
-        return self.state.public or self.trust.admits(stream.remote.address.node)
+        return self.state.public or self.trust.admits(connection.remote.address.node)
 
     async def _dial(self, node: NodeId, port: int) -> trio.abc.Stream:
         return await open_stream(self.streams, Address(BACKBONE, node), port, "handshake")

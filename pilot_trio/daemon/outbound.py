@@ -1,14 +1,16 @@
 """One IPC client's way out: a bounded queue, the line of producers before it, and the writer that empties it.
 
-    reader (replies) ──► try the socket first ─┐
-    request tasks ─────► line (FIFO) ──► channel of 256 frames, ──► writer ──► transport
-    stream pushers ────►                 at most 256 KiB            16 KiB pieces, each within 10 s
+    reader (replies) ──►  socket, while nothing is queued
+    request tasks ─────►  line (FIFO) ──► channel of 256 frames, ──► writer ──► transport
+    stream pushers ────►                  at most 256 KiB            16 KiB pieces, each within 10 s
 
 Nothing here knows a command, and nothing here waits for a client for longer than `WRITE_DEADLINE`:
 
+- While nothing is queued a frame goes straight to the socket. What that does not take at once, a torn frame included,
+  becomes the first entry of the queue. Nobody can get in between: there is no await before it is there.
 - A frame is queued only while there is a slot *and* the bytes queued stay within `QUEUE_BYTES_MAX`; slots alone would let
-  a client that reads nothing pin a megabyte in each. Who finds no room parks in one line, strictly first come, first
-  served, so that frames never overtake each other.
+  a client that reads nothing pin a megabyte in each. Who finds no room stands in one line, strictly first come, first
+  served, so that frames never overtake each other: a task parks, anybody else leaves a callback.
 - The writer joins what is queued and sends pieces of at most `WRITE_BOUND` bytes, each under a deadline of its own. So
   the slowest client that is tolerated reads `WRITE_BOUND / WRITE_DEADLINE` = 1,638 bytes/s, however long a frame is
   (1,725 bytes/s on a real socket, where room may be noticed `SEND_RETRY_INTERVAL` late).
@@ -18,7 +20,9 @@ Nothing here knows a command, and nothing here waits for a client for longer tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from typing import Final, final
 
 import attrs
@@ -54,8 +58,8 @@ class Ending(Enum):
 class _Waiter:
     """A producer in the line; its frame is empty if it waits for room only."""
 
-    task: trio.lowlevel.Task
-    frame: bytes
+    wake: Callable[[], None]
+    frame: bytes = b""
     admitted: bool = False
 
 
@@ -69,6 +73,7 @@ class Outbound:
         "_frames_out",
         "_line",
         "_piece_deadline",
+        "_serving",
         "_transport",
         "_writer_scope",
         "queued_bytes",
@@ -78,6 +83,7 @@ class Outbound:
         self._transport = transport
         self._frames_in, self._frames_out = trio.open_memory_channel[bytes](QUEUE_SLOTS)
         self._line: dict[_Waiter, None] = {}  # an ordered set: first come, first served, and quick to leave
+        self._serving = False  # somebody at the head of the line is told of room
         self._closed = False
         # The writer outlives a cancellation of its surroundings, to finish the frame in hand and drain the queue; it is
         # bounded by its deadlines and `finish_within` instead.
@@ -96,14 +102,18 @@ class Outbound:
         return self._frames_out.statistics().current_buffer_used
 
     @property
-    def crowded(self) -> bool:
-        """True while so much is queued that nothing more should be asked for."""
-        return bool(self._line) or self.queued_bytes > QUEUE_BYTES_READ_ON
+    def room(self) -> int:
+        """Bytes that can be sent or queued now; 0 while others wait, or while there is not enough to be worth a frame."""
+        if self._closed or (self._line and not self._serving):
+            return 0
+        if self.queued_bytes > QUEUE_BYTES_READ_ON or (self.queued_bytes and self.queued_frames == QUEUE_SLOTS):
+            return 0
+        return QUEUE_BYTES_MAX - self.queued_bytes
 
     # --- producers ---------------------------------------------------------------------------------------------------
 
     async def send(self, frame: bytes) -> None:
-        """Queue a frame, waiting in line while there is no room. Not a checkpoint if there is.
+        """Send or queue a frame, waiting in line while there is no room. Not a checkpoint if there is.
 
         Raises:
           IPCClosedError: the client is gone, or went while this waited; the frame was not queued.
@@ -111,44 +121,45 @@ class Outbound:
         """
         if len(frame) > FRAME_SIZE_MAX:
             raise LocalProtocolError(f"IPC frame too large: {len(frame)} bytes")
-        await self._queue(frame)
+        await self.send_replies(frame)
 
     async def send_replies(self, replies: bytes) -> None:
-        """Send a batch of whole frames for the reader: straight to the socket while nothing is queued before them.
-
-        What the socket does not take at once, a torn frame included, becomes the first entry of the queue. Nobody can
-        get in between: there is no await before it is there.
-        """
-        if self.queued_bytes == 0 and not self._line and not self._closed:
-            try:
-                sent = self._transport.send_nowait(replies)
-            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                raise IPCClosedError("IPC client is gone") from exc
-            if sent == len(replies):
-                return
-            replies = replies[sent:]
-        await self._queue(replies)
+        """Do as `send` with a batch of whole frames."""
+        if self._closed:
+            raise IPCClosedError("IPC client is gone")
+        if self._line or not self._put(replies):
+            await self._stand_in_line(replies)
 
     async def wait_for_room(self) -> None:
         """Wait until the queue has room for some replies; raise `IPCClosedError` if the client goes first."""
         if self._closed:
             raise IPCClosedError("IPC client is gone")
-        if self.crowded:
+        if not self.room:
             await self._stand_in_line(b"")
 
-    def offer(self, frame: bytes) -> bool:
-        """Queue a frame if there is room now and nobody waits before it; say whether it was."""
-        return not (self._closed or self._line) and self._put(frame)
+    def post(self, frame: bytes) -> None:
+        """Send or queue a frame; while there is no `room`, it stands in line, alone. Nothing happens after the end."""
+        if not self._closed and ((self._line and not self._serving) or not self._put(frame)):
+            self._line[_Waiter(_nothing, frame)] = None
 
-    async def _queue(self, frame: bytes) -> None:
-        if self._closed:
-            raise IPCClosedError("IPC client is gone")
-        if self._line or not self._put(frame):
-            await self._stand_in_line(frame)
+    def when_room(self, wake: Callable[[], None]) -> None:
+        """Call `wake` once when there is `room`, after those who came earlier, or when the client is gone.
+
+        To be asked for when there is none: nobody looks at the line otherwise.
+        """
+        self._line[_Waiter(wake)] = None
 
     def _put(self, frame: bytes) -> bool:
-        """Queue the frame if both bounds allow it. One longer than the whole budget is queued when it is alone."""
-        if self.queued_bytes and self.queued_bytes + len(frame) > QUEUE_BYTES_MAX:
+        """Send or queue the frame if both bounds allow it. One longer than the whole budget is queued when it is alone."""
+        if not self.queued_bytes:
+            try:
+                sent = self._transport.send_nowait(frame)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                sent = 0  # the writer will find that out, and end everything
+            if sent == len(frame):
+                return True
+            frame = frame[sent:]
+        elif self.queued_bytes + len(frame) > QUEUE_BYTES_MAX:
             return False
         try:
             self._frames_in.send_nowait(frame)
@@ -158,7 +169,7 @@ class Outbound:
         return True
 
     async def _stand_in_line(self, frame: bytes) -> None:
-        waiter = _Waiter(trio.lowlevel.current_task(), frame)
+        waiter = _Waiter(partial(trio.lowlevel.reschedule, trio.lowlevel.current_task()), frame)
         self._line[waiter] = None
 
         def leave_line(_: object) -> trio.lowlevel.Abort:
@@ -172,16 +183,19 @@ class Outbound:
     def _admit_from_line(self) -> None:
         # The frames are moved here and not by the tasks once they wake: Trio promises no order among tasks that wake in
         # the same turn, and a newcomer could slip in before them.
-        while self._line:
-            waiter = next(iter(self._line))
-            if waiter.frame:
-                if not self._put(waiter.frame):
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            while self._line:
+                waiter = next(iter(self._line))
+                if not (self._put(waiter.frame) if waiter.frame else self.room):
                     return
-            elif self.queued_bytes > QUEUE_BYTES_READ_ON:
-                return
-            del self._line[waiter]
-            waiter.admitted = True
-            trio.lowlevel.reschedule(waiter.task)
+                del self._line[waiter]
+                waiter.admitted = True
+                waiter.wake()
+        finally:
+            self._serving = False
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -202,7 +216,7 @@ class Outbound:
             self._frames_in.close()
             waiting, self._line = self._line, {}
             for waiter in waiting:
-                trio.lowlevel.reschedule(waiter.task)
+                waiter.wake()
 
     # --- the writer --------------------------------------------------------------------------------------------------
 
@@ -252,3 +266,7 @@ class Outbound:
             self.queued_bytes -= len(piece)
             self._admit_from_line()
         return True
+
+
+def _nothing() -> None:
+    """Wake nobody."""

@@ -74,6 +74,10 @@ class NoTunnel(Carrier):
         raise NoRoute(f"no tunnel to node {address.node}")
 
 
+def _ignore(_: Connection) -> None:
+    """Tell nobody."""
+
+
 class PortListener:
     """A bound port and the connections that wait on it. Made by `StreamTable.bind`."""
 
@@ -82,22 +86,36 @@ class PortListener:
         self.owner: Final = owner
         self._on_close = on_close
         self._backlog: deque[Connection] = deque()
+        self._consumer: Callable[[], None] | None = None
         self._acceptors = trio.lowlevel.ParkingLot()
         self._closed = False
 
-    async def accept(self) -> Connection:
-        """Return the next connection; not a checkpoint if one is waiting.
+    def accept_nowait(self) -> Connection:
+        """Return the next connection.
 
         Raises:
+          trio.WouldBlock: none is waiting.
           trio.ClosedResourceError: the port was unbound.
         """
-        while not self._closed:
-            while self._backlog:
-                connection = self._backlog.popleft()
-                if connection.state is not ConnState.CLOSED:  # reset before anybody saw it
-                    return connection
-            await self._acceptors.park()
-        raise trio.ClosedResourceError(f"port {self.port} was unbound")
+        if self._closed:
+            raise trio.ClosedResourceError(f"port {self.port} was unbound")
+        while self._backlog:
+            connection = self._backlog.popleft()
+            if connection.state is not ConnState.CLOSED:  # reset before anybody saw it
+                return connection
+        raise trio.WouldBlock
+
+    async def accept(self) -> Connection:
+        """Return the next connection, waiting for one; not a checkpoint if one is waiting. Raises as `accept_nowait`."""
+        while True:
+            try:
+                return self.accept_nowait()
+            except trio.WouldBlock:
+                await self._acceptors.park()
+
+    def attach(self, consumer: Callable[[], None]) -> None:
+        """Call `consumer` whenever a connection arrives, in place of waking a task in `accept`; it must not wait."""
+        self._consumer = consumer
 
     def close(self) -> None:
         """Unbind the port. Accepted connections live on; those that still wait are reset. Idempotent."""
@@ -109,6 +127,7 @@ class PortListener:
             if not connection.state.ended:
                 connection.reset()
         self._backlog.clear()
+        self._consumer = None
         self._acceptors.unpark_all()
 
     @property
@@ -119,7 +138,10 @@ class PortListener:
     def deliver(self, connection: Connection) -> None:
         """Put a new connection in the queue; the caller has asked `full`."""
         self._backlog.append(connection)
-        self._acceptors.unpark()
+        if self._consumer is not None:
+            self._consumer()
+        else:
+            self._acceptors.unpark()
 
 
 class StreamTable:
@@ -199,10 +221,13 @@ class StreamTable:
         self._check_dial(address, port)
         return await self._carrier.open(address, Port(port), owner)
 
-    def dial_local(self, address: Address, port: int, *, owner: Hashable) -> Connection:
+    def dial_local(
+        self, address: Address, port: int, *, owner: Hashable, on_open: Callable[[Connection], None] = _ignore
+    ) -> Connection:
         """Open a stream to one of our own ports and return the dialling end, established.
 
         The own id is not resolved: a private node whose registry will not resolve it reaches itself all the same.
+        `on_open` is called with what will be returned before the listener hears of the other end.
         """
         self._check_dial(address, port)
         self._expire()
@@ -216,6 +241,7 @@ class StreamTable:
         )
         self.add(acceptor)
         dialler.connect(acceptor)
+        on_open(dialler)
         self.announce(acceptor)
         listener.deliver(acceptor)
         return dialler

@@ -6,6 +6,9 @@ Every chunk comes back as it came, without framing. A chunk that starts with `TR
     0       4     magic "TRCE"
     4       8     the sender's clock (u64, nanoseconds), returned as it came
     12      8     our clock (u64, nanoseconds since the epoch), in the answer; what a request has here is discarded
+
+It is there to measure round trips, so it adds nothing to them: an echo is written in the very call that says that there
+is something to read, and travels with the acknowledgment. A task is started only for a peer that does not read.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import logging
 import struct
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import trio
 
@@ -29,13 +32,36 @@ assert _CLOCK.size == 8
 
 _log = logging.getLogger("pilot_trio.echo")
 
-AnyStream = TypeVar("AnyStream", bound=trio.abc.Stream)
+
+class EchoConnection(Protocol):
+    """What the service needs of a connection; `daemon.connection` says what each does."""
+
+    @property
+    def remote(self) -> object: ...
+    def attach(self, consumer: Callable[[], None], /) -> None: ...
+    def detach(self) -> None: ...
+    def receive_nowait(self, max_bytes: int, /) -> bytes: ...
+    def write_nowait(self, data: bytes, /) -> int: ...
+    async def write_all(self, data: memoryview, /) -> None: ...
+    def close(self) -> None: ...
+
+
+C = TypeVar("C", bound=EchoConnection)
+C_co = TypeVar("C_co", bound=EchoConnection, covariant=True)
+
+
+class EchoListener(Protocol[C_co]):
+    """What the service needs of a listener."""
+
+    def attach(self, consumer: Callable[[], None], /) -> None: ...
+    def accept_nowait(self) -> C_co: ...
+    def close(self) -> None: ...
 
 
 async def serve_echo(
-    listener: trio.abc.Listener[AnyStream],
+    listener: EchoListener[C],
     *,
-    admit: Callable[[AnyStream], bool] | None = None,
+    admit: Callable[[C], bool] | None = None,
     clock_ns: Callable[[], int] = time.time_ns,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -48,43 +74,89 @@ async def serve_echo(
       task_status: reports the start.
     """
 
-    async def serve(stream: AnyStream) -> None:
-        async with stream:
-            try:
-                if admit is None or admit(stream):
-                    await echo(stream, clock_ns=clock_ns)
-                else:
-                    _log.debug("echo refused: peer not trusted (private node)", extra=_remote(stream))
-            except Exception:
-                # The border of one peer: whatever goes wrong with it is no reason to stop serving the others.
-                _log.exception("echo failed", extra=_remote(stream))
+    def accept() -> None:
+        try:
+            while True:
+                _serve(listener.accept_nowait())
+        except (trio.WouldBlock, trio.ClosedResourceError):
+            return
 
-    task_status.started()
-    await trio.serve_listeners(serve, [listener])
-
-
-async def echo(stream: trio.abc.Stream, *, clock_ns: Callable[[], int] = time.time_ns) -> None:
-    """Echo on one stream until its end, or until an echo is left unread for `ECHO_WRITE_TIMEOUT`.
-
-    Every way in which the peer can end the stream is a normal end here.
-    """
-    try:
-        while chunk := await stream.receive_some(ECHO_CHUNK_MAX):
-            with trio.move_on_after(ECHO_WRITE_TIMEOUT) as scope:
-                await stream.send_all(answer(chunk, clock_ns))
-            if scope.cancelled_caught:
-                _log.debug("echo ended: peer does not read", extra=_remote(stream))
+    def _serve(connection: C) -> None:
+        try:
+            if admit is None or admit(connection):
+                connection.attach(_Echo(connection, nursery, clock_ns))
                 return
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        return
+            _log.debug("echo refused: peer not trusted (private node)", extra=_remote(connection))
+        except Exception:
+            # The border of one peer: whatever goes wrong with it is no reason to stop serving the others.
+            _log.exception("echo failed", extra=_remote(connection))
+        connection.close()
+
+    async with trio.open_nursery() as nursery:
+        listener.attach(accept)
+        accept()  # those who were there before
+        task_status.started()
+        try:
+            await trio.sleep_forever()
+        finally:
+            listener.close()
 
 
-def answer(chunk: bytes | bytearray, clock_ns: Callable[[], int]) -> bytes | bytearray:
+class _Echo(Generic[C]):
+    """Echoes on one connection until its end; every way in which the peer can end it is a normal one."""
+
+    __slots__ = ("_clock_ns", "_connection", "_nursery", "_waiting")
+
+    def __init__(self, connection: C, nursery: trio.Nursery, clock_ns: Callable[[], int]) -> None:
+        self._connection = connection
+        self._nursery = nursery
+        self._clock_ns = clock_ns
+        self._waiting = False  # until the peer reads
+
+    def __call__(self) -> None:
+        connection = self._connection
+        try:
+            while not self._waiting:
+                chunk = connection.receive_nowait(ECHO_CHUNK_MAX)
+                if not chunk:
+                    self._end()
+                    return
+                echo = answer(chunk, self._clock_ns)
+                taken = connection.write_nowait(echo)
+                if taken < len(echo):
+                    self._waiting = True
+                    self._nursery.start_soon(self._finish, memoryview(echo)[taken:])
+        except trio.WouldBlock:
+            return
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._end()
+
+    async def _finish(self, rest: memoryview) -> None:
+        """Write what the peer has no room for, or give up."""
+        try:
+            with trio.move_on_after(ECHO_WRITE_TIMEOUT) as scope:
+                await self._connection.write_all(rest)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._end()
+            return
+        if scope.cancelled_caught:
+            _log.debug("echo ended: peer does not read", extra=_remote(self._connection))
+            self._end()
+            return
+        self._waiting = False
+        self()
+
+    def _end(self) -> None:
+        self._connection.detach()
+        self._connection.close()
+
+
+def answer(chunk: bytes, clock_ns: Callable[[], int]) -> bytes:
     """Return what goes back for one chunk: itself, or the 20 bytes of a `TRCE` answer."""
     if len(chunk) < _TRACE_REQUEST_SIZE or not chunk.startswith(_TRACE_MAGIC):
         return chunk
-    return bytes(chunk[:_TRACE_REQUEST_SIZE]) + _CLOCK.pack(clock_ns())
+    return chunk[:_TRACE_REQUEST_SIZE] + _CLOCK.pack(clock_ns())
 
 
-def _remote(stream: Any) -> dict[str, dict[str, str]]:
-    return {"kv": {"remote": str(getattr(stream, "remote", ""))}}
+def _remote(connection: EchoConnection) -> dict[str, dict[str, str]]:
+    return {"kv": {"remote": str(connection.remote)}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable
+from functools import partial
 from typing import Any
 
 import trio
@@ -15,7 +16,7 @@ from pilot_trio.config import StreamLimits
 from pilot_trio.crypto.identity import Identity
 from pilot_trio.daemon.commands.data import routes
 from pilot_trio.daemon.datagrams import Datagrams
-from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Route
+from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Promise, Route
 from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import Carrier, Connection, NoTunnel, StreamTable
@@ -125,10 +126,10 @@ class FakeNode:
 class FakeClient(Client):
     """Runs requests as the IPC server does; frames towards the client pile up until `take` or `receive`.
 
-    `room` is the number of frames that fit; producers of more wait, as behind a client that does not read.
+    `slots` is the number of frames that fit; producers of more wait, as behind a client that does not read.
     """
 
-    def __init__(self, node: FakeNode, nursery: trio.Nursery, *, room: int = 1 << 30) -> None:
+    def __init__(self, node: FakeNode, nursery: trio.Nursery, *, slots: int = 1 << 30) -> None:
         self._node = node
         self._nursery = nursery
         self._id = len(node.clients) + 1
@@ -137,7 +138,8 @@ class FakeClient(Client):
         self._releases: list[Callable[[], None]] = []
         self._closed = False
         self._scope: trio.CancelScope | None = None
-        self.room = room
+        self.slots = slots
+        self._line: deque[Callable[[], None]] = deque()
         self.tasks = 0
         node.clients.append(self)
 
@@ -152,17 +154,34 @@ class FakeClient(Client):
         return self._closed
 
     async def send(self, frame: bytes) -> None:
-        while not self._closed and len(self._frames) >= self.room:
+        while not self._closed and not self.room:
             await self._changed.park()
         if self._closed:
             raise IPCClosedError("client is gone")
         self._put(frame)
 
+    @property
+    def room(self) -> int:
+        return 1 << 18 if not self._closed and len(self._frames) < self.slots else 0
+
+    def when_room(self, wake: Callable[[], None]) -> None:
+        assert not self.room
+        self._line.append(wake)
+
+    def post(self, frame: bytes) -> None:
+        if not self._closed:
+            self._put(frame)
+
     def offer(self, frame: bytes) -> bool:
-        if self._closed or len(self._frames) >= self.room:
-            return False
-        self._put(frame)
-        return True
+        room = self.room
+        if room:
+            self._put(frame)
+        return bool(room)
+
+    def _wake(self) -> None:
+        while self._line and (self.room or self._closed):
+            self._line.popleft()()
+        self._changed.unpark_all()
 
     def start_soon(self, task: Callable[..., Awaitable[Any]], *args: object) -> None:
         async def run() -> None:
@@ -201,13 +220,21 @@ class FakeClient(Client):
         except (DecodeError, CommandError, DialError, RegistryError, PortInUse) as exc:
             self._fail(route, exc)
             return
-        if isinstance(answer, Later):
+        if isinstance(answer, Promise):
+            answer.start(partial(self._answer, route))
+        elif isinstance(answer, Later):
             if route.lane is Lane.FIFO:
                 await self._later(route, answer)
             else:
                 self.start_soon(self._later, route, answer)
         elif answer is not None:
             self._put(answer)
+
+    def _answer(self, route: Route, answer: bytes | Exception) -> None:
+        if isinstance(answer, Exception):
+            self._fail(route, answer)
+        else:
+            self.post(answer)
 
     async def _later(self, route: Route, later: Later) -> None:
         try:
@@ -234,7 +261,7 @@ class FakeClient(Client):
         """Take every frame that is there, as (code, payload)."""
         frames = [(frame[4], frame[5:]) for frame in self._frames]
         self._frames.clear()
-        self._changed.unpark_all()
+        self._wake()
         return frames
 
     async def receive(self) -> tuple[int, bytes]:
@@ -242,7 +269,7 @@ class FakeClient(Client):
         while not self._frames:
             await self._changed.park()
         frame = self._frames.popleft()
-        self._changed.unpark_all()
+        self._wake()
         return frame[4], frame[5:]
 
     async def answer(self, code: int, payload: bytes = b"") -> tuple[int, bytes]:
@@ -264,7 +291,7 @@ class FakeClient(Client):
     def break_off(self) -> None:
         """Nothing can be sent any more, and nobody has noticed yet."""
         self._closed = True
-        self._changed.unpark_all()
+        self._wake()
 
     def leave(self) -> None:
         """Go away: tasks cancelled, releases called, as the server does it."""
@@ -273,7 +300,7 @@ class FakeClient(Client):
         for scope in list(self._scopes):
             scope.cancel()
         self.release()
-        self._changed.unpark_all()
+        self._wake()
 
     def release(self) -> None:
         """Call what was registered with `on_release`."""

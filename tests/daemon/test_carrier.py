@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from pilot_trio.daemon import carrier as module
 from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
 from pilot_trio.daemon.streams import ConnState
 from pilot_trio.errors import DialRefused, DialTimeout, NoRoute
+from pilot_trio.services.echo import serve_echo
 from pilot_trio.wire.packet import ACK, DATAGRAM, FIN, RST, STREAM, SYN, Packet
 
 from .carrier_fakes import FakeNode, joined
@@ -50,6 +52,28 @@ async def test_a_dial_reaches_the_listener_and_both_ends_know_each_other(autojum
         assert accepted.local == stream.remote
         assert one.tunnel.in_use == {2: True}
         assert "conn.established" in two.topics()
+
+
+async def test_what_is_answered_at_once_carries_the_acknowledgment(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire), trio.open_nursery() as nursery:
+        await nursery.start(serve_echo, two.streams.bind(7, "echo"))
+        connection = await one.streams.dial(two.address, 7, owner="client")
+        await trio.sleep(1)
+        wire.sent.clear()
+        got: list[bytes] = []
+
+        def consume() -> None:
+            with suppress(trio.WouldBlock):
+                got.append(connection.receive_nowait(100))
+
+        connection.attach(consume)
+        connection.write_nowait(b"question")
+        await trio.sleep(wire.delay * 2.5)
+        assert got == [b"question"]
+        question, echo = wire.sent[:2]
+        assert [source for source, _ in wire.sent if source == 2] == [2]
+        assert echo[1].ack == question[1].seq + len(b"question")
+        nursery.cancel_scope.cancel()
 
 
 @given(seed=st.integers(0, 2**32), loss=st.sampled_from([0.0, 0.05, 0.2]), size=st.integers(0, 300_000))

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from pilot_trio.address import Address, NetworkId
 from pilot_trio.daemon.ipc import IPCServer
 from pilot_trio.daemon.local_stream import LOCAL_BUFFER_MAX
-from pilot_trio.daemon.overlay import listen, open_stream
+from pilot_trio.daemon.overlay import open_stream
 from pilot_trio.services.echo import serve_echo
 from pilot_trio.testing.memory_transport import MemoryTransportListener
 from pilot_trio.wire.ipc import Code, encode_conn, encode_frame, encode_port, encode_target
@@ -187,7 +187,7 @@ async def test_a_burst_of_everything_keeps_the_order_of_each_stream(autojump_clo
 
 async def test_echo_and_a_client_exchange_more_than_their_buffers_hold(autojump_clock: MockClock) -> None:
     async with running() as daemon, trio.open_nursery() as nursery:
-        nursery.start_soon(serve_echo, listen(daemon.node.streams, 7, "echo"))
+        nursery.start_soon(serve_echo, daemon.node.streams.bind(7, "echo"))
         await trio.testing.wait_all_tasks_blocked()
         stream = await open_stream(daemon.node.streams, SELF, 7, "test")
         nursery.start_soon(stream.send_all, bytes(3_000_000))

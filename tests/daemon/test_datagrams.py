@@ -60,7 +60,7 @@ async def test_an_empty_datagram_is_sent_and_not_delivered(nursery: trio.Nursery
 async def test_a_client_whose_queue_is_full_loses_the_datagram_and_delays_nobody(nursery: trio.Nursery) -> None:
     node = FakeNode()
     sender, stalled, other = (FakeClient(node, nursery) for _ in range(3))
-    stalled.room = 1
+    stalled.slots = 1
     for number in range(3):
         await sender.request(Code.SEND_TO, dial_payload(5555) + bytes([number]))
     assert len(received(stalled)) == 1

@@ -1,4 +1,4 @@
-"""The echo service, on streams in memory."""
+"""The echo service, on the streams of a node with itself."""
 
 from __future__ import annotations
 
@@ -11,44 +11,38 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pilot_trio.services.echo import ECHO_WRITE_TIMEOUT, answer, echo, serve_echo
+from pilot_trio.daemon.connection import Connection
+from pilot_trio.daemon.overlay import OverlayStream, open_stream
+from pilot_trio.daemon.streams import StreamTable
+from pilot_trio.services.echo import ECHO_PORT, ECHO_WRITE_TIMEOUT, answer, serve_echo
+from tests.daemon.stream_fakes import SELF, make_table
 
 NOW = 1_700_000_000_123_456_789
 
 
-class QueueListener(trio.abc.Listener[trio.abc.Stream]):
-    def __init__(self) -> None:
-        self._put, self._get = trio.open_memory_channel[trio.abc.Stream](8)
+class Peers:
+    """Dials the service."""
 
-    def connect(self) -> trio.abc.Stream:
-        near, far = memory_stream_pair()
-        self._put.send_nowait(far)
-        return near
+    def __init__(self, table: StreamTable) -> None:
+        self.table = table
 
-    async def accept(self) -> trio.abc.Stream:
-        try:
-            return await self._get.receive()
-        except trio.EndOfChannel:
-            raise trio.ClosedResourceError from None
-
-    async def aclose(self) -> None:
-        self._get.close()
-        await trio.lowlevel.checkpoint()
+    async def connect(self) -> OverlayStream:
+        return await open_stream(self.table, SELF, ECHO_PORT, "test")
 
 
 @asynccontextmanager
-async def serving(admit: Callable[[object], bool] | None = None) -> AsyncIterator[QueueListener]:
-    listener = QueueListener()
+async def serving(admit: Callable[[Connection], bool] | None = None) -> AsyncIterator[Peers]:
+    table = make_table()
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve_echo, admit=admit, clock_ns=lambda: NOW), listener)
-        yield listener
+        await nursery.start(partial(serve_echo, admit=admit, clock_ns=lambda: NOW), table.bind(ECHO_PORT, "echo"))
+        yield Peers(table)
         nursery.cancel_scope.cancel()
 
 
 async def test_what_was_sent_comes_back(autojump_clock: MockClock) -> None:
-    async with serving() as listener, listener.connect() as stream, listener.connect() as other:
+    async with serving() as peers, await peers.connect() as stream, await peers.connect() as other:
         for text in (b"ping-0", b"TRCE", b"x"):
             await stream.send_all(text)
             assert await stream.receive_some() == text
@@ -58,7 +52,7 @@ async def test_what_was_sent_comes_back(autojump_clock: MockClock) -> None:
 
 async def test_a_trace_request_is_answered_with_both_clocks(autojump_clock: MockClock) -> None:
     sent = 1_699_999_999_000_000_001
-    async with serving() as listener, listener.connect() as stream:
+    async with serving() as peers, await peers.connect() as stream:
         await stream.send_all(b"TRCE" + struct.pack("!Q", sent) + b"anything else")
         assert await stream.receive_some() == b"TRCE" + struct.pack("!QQ", sent, NOW)
 
@@ -71,7 +65,6 @@ async def test_a_trace_request_is_answered_with_both_clocks(autojump_clock: Mock
         (b"TRCE12345678x", b"TRCE12345678" + struct.pack("!Q", NOW)),
         (b"TRCF12345678", b"TRCF12345678"),
         (b" TRCE12345678", b" TRCE12345678"),
-        (bytearray(b"TRCE12345678"), b"TRCE12345678" + struct.pack("!Q", NOW)),
     ],
 )
 def test_only_twelve_bytes_with_the_magic_are_a_trace_request(chunk: bytes, expected: bytes) -> None:
@@ -84,58 +77,77 @@ def test_everything_else_is_echoed(chunk: bytes) -> None:
 
 
 async def test_a_peer_that_is_not_admitted_is_closed_at_once(autojump_clock: MockClock) -> None:
-    async with serving(admit=lambda stream: False) as listener, listener.connect() as stream:
+    async with serving(admit=lambda connection: False) as peers, await peers.connect() as stream:
         assert await stream.receive_some() == b""
 
 
 async def test_a_crash_with_one_peer_is_logged_and_leaves_the_others_alone(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    verdicts = iter([1, 0])
+    verdicts = iter([0, 1])
 
-    def admit(stream: object) -> bool:
+    def admit(connection: Connection) -> bool:
         return 1 / next(verdicts) > 0
 
-    async with serving(admit=admit) as listener, listener.connect() as good, listener.connect() as bad:
-        assert {await end_or_echo(good), await end_or_echo(bad)} == {b"", b"x"}
+    async with serving(admit=admit) as peers, await peers.connect() as bad, await peers.connect() as good:
+        assert await bad.receive_some() == b""
+        await good.send_all(b"x")
+        assert await good.receive_some() == b"x"
     assert "echo failed" in caplog.text
 
 
-async def end_or_echo(stream: trio.abc.Stream) -> bytes:
-    try:
-        await stream.send_all(b"x")
-    except trio.BrokenResourceError:
-        return b""
-    return bytes(await stream.receive_some())
+async def test_an_echo_waits_for_nothing(autojump_clock: MockClock) -> None:
+    async with serving() as peers:
+        connection = await peers.table.dial(SELF, ECHO_PORT, owner="test")
+        assert connection.write_nowait(b"here and now") == 12
+        assert connection.receive_nowait(100) == b"here and now"
 
 
 async def test_an_echo_left_unread_ends_the_connection_after_thirty_seconds(autojump_clock: MockClock) -> None:
-    incoming, received = trio.testing.memory_stream_one_way_pair()
-    stream = trio.StapledStream(trio.testing.MemorySendStream(send_all_hook=trio.sleep_forever), received)
-    await incoming.send_all(b"hello")
-    started = trio.current_time()
-    await echo(stream)
-    assert trio.current_time() - started == ECHO_WRITE_TIMEOUT == 30
+    async with serving() as peers, await peers.connect() as stream:
+        started = trio.current_time()
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.send_all(bytes(1_000_000))
+        assert trio.current_time() - started == ECHO_WRITE_TIMEOUT == 30
 
 
-@pytest.mark.parametrize("how", ["end", "reset", "closed under it"])
-async def test_every_end_of_the_peer_is_a_normal_end(nursery: trio.Nursery, how: str) -> None:
-    near, far = memory_stream_pair()
-    nursery.start_soon(echo, far)
-    await wait_all_tasks_blocked()
-    if how == "end":
-        await near.send_eof()
-    elif how == "reset":
-        await near.send_all(b"x")
-        await near.aclose()
-    else:
-        await far.aclose()
+async def test_a_peer_that_reads_in_time_gets_everything(autojump_clock: MockClock) -> None:
+    async with serving() as peers, await peers.connect() as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_all, bytes(1_000_000))
+        got = 0
+        while got < 1_000_000:
+            await trio.sleep(ECHO_WRITE_TIMEOUT - 1)
+            got += len(await stream.receive_some())
 
 
-async def test_cancelling_closes_the_listener() -> None:
-    listener = QueueListener()
-    async with trio.open_nursery() as nursery:
+@pytest.mark.parametrize("unread", [b"x", bytes(1_000_000)])
+@pytest.mark.parametrize("how", ["close", "reset"])
+async def test_every_end_of_the_peer_is_a_normal_end(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, how: str, unread: bytes
+) -> None:
+    async with serving() as peers:
+        connection = await peers.table.dial(SELF, ECHO_PORT, owner="test")
+        connection.write_nowait(unread)
+        await wait_all_tasks_blocked()
+        getattr(connection, how)()
+        await wait_all_tasks_blocked()
+        assert peers.table.statistics().connections == 0
+    assert "echo" not in caplog.text
+
+
+async def test_who_came_before_the_service_is_served(autojump_clock: MockClock) -> None:
+    table = make_table()
+    listener = table.bind(ECHO_PORT, "echo")
+    async with await open_stream(table, SELF, ECHO_PORT, "test") as early, trio.open_nursery() as nursery:
+        await early.send_all(b"early")
         await nursery.start(serve_echo, listener)
+        assert await early.receive_some() == b"early"
         nursery.cancel_scope.cancel()
-    with pytest.raises(trio.ClosedResourceError):
-        await listener.accept()
+
+
+async def test_cancelling_unbinds_the_port() -> None:
+    table = make_table()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_echo, table.bind(ECHO_PORT, "echo"))
+        nursery.cancel_scope.cancel()
+    assert not table.listens(ECHO_PORT)

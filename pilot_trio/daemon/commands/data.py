@@ -1,9 +1,9 @@
 """The data commands: ports, streams, datagrams (`spec/ipc.md` §5.1 to §5.3).
 
 Each client that uses them has one `_Holder`, which owns its ports, connections and dials, and which lets go of all of
-them when the client is gone. Two kinds of task run in the client's nursery: one acceptor per bound port, one pusher per
-connection. Both wait for room in the client's queue before they take the next thing, so a client that does not read
-stops its senders and nobody else.
+them when the client is gone. What arrives on a port or a connection is handed to the client in the turn of the loop in
+which it arrives, by an `_Acceptor` per port and a `_Pusher` per connection; neither is a task. Both wait for room in the
+client's queue before they take the next thing, so a client that does not read stops its senders and nobody else.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pilot_trio.wire import ipc
 from pilot_trio.wire.ipc import Code, Target
 
 CLIENT_CONNECTIONS_MAX: Final = 4096  # live connections of one client, checked at Dial only; protocol, `spec/ipc.md` §8
+RECV_HEADER: Final = 9  # bytes of a Recv frame before its data; protocol, `spec/ipc.md` §5.2
 RECV_DATA_MAX: Final = 65_536  # bytes per Recv frame; larger ones only delay the frames behind them in the queue
 
 
@@ -105,7 +106,7 @@ class _DataCommands:
 
     def bind(self, client: Client, payload: bytes) -> bytes:
         listener = self._streams.bind(ipc.decode_bind(payload), self._holder(client))
-        client.start_soon(_accept, client, listener)
+        listener.attach(_Acceptor(client, listener))
         return ipc.encode_port(Code.BIND_OK, listener.port)
 
     def unbind(self, client: Client, payload: bytes) -> bytes:
@@ -116,15 +117,15 @@ class _DataCommands:
 
     # Streams
 
-    def dial(self, client: Client, payload: bytes) -> bytes | Later:
+    def dial(self, client: Client, payload: bytes) -> Later | None:
         target = ipc.decode_dial(payload)
         holder = self._holder(client)
         if self._streams.live(holder) >= CLIENT_CONNECTIONS_MAX:
             raise DialError(f"dial: per-client connection quota ({CLIENT_CONNECTIONS_MAX}) reached")
         if self._streams.is_local(target.address):
-            connection = self._streams.dial_local(target.address, target.port, owner=holder)
-            client.start_soon(_push, client, connection)
-            return ipc.encode_conn(Code.DIAL_OK, connection.conn_id)
+            on_open = partial(_open, client)
+            self._streams.dial_local(target.address, target.port, owner=holder, on_open=on_open)
+            return None
         # From here on the dial is in flight: a Cancel in the same read as the Dial finds its scope.
         scope = trio.CancelScope()
         holder.dials.add(scope)
@@ -142,9 +143,7 @@ class _DataCommands:
         if scope.cancel_called or holder.released:
             connection.close()
             raise DialCancelled
-        # Sent from here and not returned, so that it is in the queue before the pusher's first frame.
-        await client.send(ipc.encode_conn(Code.DIAL_OK, connection.conn_id))
-        client.start_soon(_push, client, connection)
+        _open(client, connection)
 
     def send(self, client: Client, payload: bytes) -> Later | None:
         """Write to a stream. What does not fit is waited for in the reader: that is the sender's flow control."""
@@ -207,34 +206,86 @@ def _decode(decode: Callable[[bytes], T], payload: bytes, prefix: str) -> T:
         raise DecodeError(str(exc).removeprefix(prefix)) from exc
 
 
-async def _accept(client: Client, listener: PortListener) -> None:
-    """Tell a binder of every connection on its port, one at a time; ends when the port is unbound."""
-    while True:
-        try:
-            connection = await listener.accept()
-        except trio.ClosedResourceError:
-            return
-        remote, remote_port = connection.remote
-        await client.send(ipc.encode_accept(listener.port, connection.conn_id, remote, remote_port))
-        client.start_soon(_push, client, connection)
+def _open(client: Client, connection: Connection) -> None:
+    """Answer a dial; what has arrived on the connection follows."""
+    client.post(ipc.encode_conn(Code.DIAL_OK, connection.conn_id))
+    connection.attach(_Pusher(client, connection))
 
 
-async def _push(client: Client, connection: Connection) -> None:
-    """Push a connection's data to its owner, then its end: one `CLOSE_OK`, after a `BROKEN` if it was no proper one.
+class _Acceptor:
+    """Tells a binder of the connections on its port."""
+
+    __slots__ = ("_client", "_listener", "_waiting")
+
+    def __init__(self, client: Client, listener: PortListener) -> None:
+        self._client = client
+        self._listener = listener
+        self._waiting = False  # for room
+
+    def __call__(self) -> None:
+        client, listener = self._client, self._listener
+        while not self._waiting:
+            if not client.room and not client.closed:
+                self._waiting = True
+                client.when_room(self._on_room)
+                return
+            try:
+                connection = listener.accept_nowait()
+            except (trio.WouldBlock, trio.ClosedResourceError):
+                return
+            remote, remote_port = connection.remote
+            client.post(ipc.encode_accept(listener.port, connection.conn_id, remote, remote_port))
+            connection.attach(_Pusher(client, connection))
+
+    def _on_room(self) -> None:
+        self._waiting = False
+        self()
+
+
+class _Pusher:
+    """Pushes a connection's data to its owner, then its end: one `CLOSE_OK`, after a `BROKEN` if it was no proper one.
 
     The original's clients ignore pushes that they do not know, so that they are told no more than they ever were.
     """
-    try:
-        while data := await connection.receive_some(RECV_DATA_MAX):
-            await client.send(ipc.encode_conn(Code.RECV, connection.conn_id, data))
-    except trio.ClosedResourceError:
-        pass
-    except trio.BrokenResourceError:
-        await client.send(ipc.encode_conn(Code.BROKEN, connection.conn_id))
-    except IPCClosedError:
-        connection.close()  # nobody is left to read it; an open stream without a reader would stall its peer
-        raise
-    await client.send(ipc.encode_conn(Code.CLOSE_OK, connection.conn_id))
+
+    __slots__ = ("_client", "_connection", "_waiting")
+
+    def __init__(self, client: Client, connection: Connection) -> None:
+        self._client = client
+        self._connection = connection
+        self._waiting = False  # for room
+
+    def __call__(self) -> None:
+        client, connection = self._client, self._connection
+        while not self._waiting:
+            room = client.room
+            if client.closed:
+                # Nobody is left to read it; an open stream without a reader would stall its peer.
+                connection.detach()
+                connection.close()
+                return
+            if not room:
+                self._waiting = True
+                client.when_room(self._on_room)
+                return
+            try:
+                data = connection.receive_nowait(min(room - RECV_HEADER, RECV_DATA_MAX))
+            except trio.WouldBlock:
+                return
+            except trio.ClosedResourceError:
+                data = b""
+            except trio.BrokenResourceError:
+                client.post(ipc.encode_conn(Code.BROKEN, connection.conn_id))
+                data = b""
+            if not data:
+                connection.detach()
+                client.post(ipc.encode_conn(Code.CLOSE_OK, connection.conn_id))
+                return
+            client.post(ipc.encode_conn(Code.RECV, connection.conn_id, data))
+
+    def _on_room(self) -> None:
+        self._waiting = False
+        self()
 
 
 async def _finish_send(connection: Connection, rest: memoryview) -> None:
