@@ -10,6 +10,7 @@
   - `budget`: what all streams to one peer may have in flight together.
 - `receiver`: the receiving half: what was received, and when to say so.
   - `reassembly`: segments that arrived, in order and early.
+- `outbox`: how packets are made, and those that wait to be asked for.
 - `liveness`: keepalive: quiet peers, dead peers, and probes that are answered.
 - `closing`: when the FIN leaves, and how often.
 - `settings`: every constant, what the protocol fixes apart from what we chose.

@@ -21,13 +21,14 @@ from pilot_trio.proto.sequence import seq_add, seq_leq, seq_lt
 from pilot_trio.proto.stream.budget import Budget
 from pilot_trio.proto.stream.closing import Closing
 from pilot_trio.proto.stream.liveness import Liveness, Verdict
+from pilot_trio.proto.stream.outbox import Outbox
 from pilot_trio.proto.stream.receiver import Receiver
 from pilot_trio.proto.stream.sender import Sender
 from pilot_trio.proto.stream.settings import SEGMENT, SEND_BUFFER, StreamSettings
 from pilot_trio.proto.stream.states import Event as Event
 from pilot_trio.proto.stream.states import State as State
 from pilot_trio.wire import sack
-from pilot_trio.wire.packet import ACK, FIN, RST, STREAM, SYN, Flow, Packet
+from pilot_trio.wire.packet import ACK, FIN, RST, SYN, Packet
 
 _MASK: Final = 0xFFFF_FFFF
 
@@ -48,16 +49,13 @@ class Connection:
         self.remote = remote
         self.state = state
         self.settings = settings
-        self._addresses = (local.address, remote.address, local.port, remote.port)
-        self._flow = Flow(ACK, local, remote, SEGMENT)
+        self._outbox = Outbox(local, remote)
         self._sender = Sender(budget, now)
         self._receiver = Receiver(0)
         self._closing = Closing()
         self._liveness = Liveness(settings, now)
         self._write_blocked = False
         self._end_announced = False
-        self._outbox: list[bytes] = []
-        self._answers_first = False  # the outbox begins with a handshake's answer
         self._events: deque[Event] = deque()
         self.segments_sent = self.segments_received = self.bytes_sent = self.bytes_received = 0
         self.sacks_sent = self.sacks_received = 0
@@ -157,7 +155,7 @@ class Connection:
     def abort(self) -> None:
         """Reset the connection at once. A dial ends without a packet: its peer has seen a SYN at most."""
         if self.state not in {State.CLOSED, State.TIME_WAIT, State.SYN_SENT}:
-            self._emit(RST)
+            self._outbox.put(RST)
         self._finish(Event.CLOSED)
 
     # --- packets in --------------------------------------------------------------------------------------------------
@@ -236,7 +234,7 @@ class Connection:
         self._sender.stop()
         self._receiver.data.discard_early()
         self._receiver.settle()
-        self._emit(FIN | ACK, seq=self._next_seq, ack=seq_add(seq, 1))
+        self._outbox.put(FIN | ACK, seq=self._next_seq, ack=seq_add(seq, 1))
         self.state = State.TIME_WAIT
         self._liveness.check_at = inf
         self._closing.expire(now + self.settings.time_wait)
@@ -304,23 +302,16 @@ class Connection:
                 self._acknowledge(out)
             if self.state is State.FIN_WAIT and self._sender.is_idle and not self._closing.fin_is_out:
                 self._send_fin(now)
-        if self._outbox:
-            # Answers and closing packets: a handshake's answer precedes what follows it, a FIN follows the data.
-            if self._answers_first:
-                out[:0] = self._outbox
-            else:
-                out += self._outbox
-            self._outbox.clear()
-            self._answers_first = False
+        self._outbox.add_to(out)
         self.segments_sent += len(out)
         return out
 
     def send_syn(self) -> None:
         """Queue the SYN, for the first time or again."""
-        self._emit(SYN, window=self._receiver.window_field())
+        self._outbox.put(SYN, window=self._receiver.window_field())
 
     def _send_syn_ack(self) -> None:
-        self._emit(SYN | ACK, ack=self._receiver.data.rcv_nxt, window=self._receiver.window_field())
+        self._outbox.put(SYN | ACK, ack=self._receiver.data.rcv_nxt, window=self._receiver.window_field())
 
     def _send_data(self, out: list[bytes], now: float) -> None:
         runs = self._sender.runs_to_send(now)
@@ -331,7 +322,7 @@ class Connection:
         for run in runs:
             if run.transmissions == 1:
                 self.bytes_sent += run.size
-            out += self._flow.encode(run.data, run.start & _MASK, ack, window)
+            out += self._outbox.encode_data(run.data, run.start & _MASK, ack, window)
         self._liveness.on_sent_data(now)
         if not receiver.data.has_gap:
             receiver.settle()  # data carries the acknowledgment, but no report of what lies beyond a gap
@@ -344,13 +335,13 @@ class Connection:
             if reports:
                 # A reference sender has to count three of them to repair a hole; our own kind judges by time.
                 reports += [reports[-1]] * (receiver.owed - len(reports))
-            out += [self._packet(ACK, seq, step & _MASK, window, b"") for step in receiver.steps()]
+            out += [self._outbox.packet(ACK, seq, step & _MASK, window) for step in receiver.steps()]
         receiver.settle()
         for blocks in reports:
             self.sacks_sent += len(blocks)
-            out.append(self._packet(ACK, seq, ack, window, sack.encode(blocks)))
+            out.append(self._outbox.packet(ACK, seq, ack, window, sack.encode(blocks)))
         if not reports:
-            out.append(self._packet(ACK, seq, ack, window, b""))
+            out.append(self._outbox.packet(ACK, seq, ack, window))
 
     @property
     def _next_seq(self) -> int:
@@ -368,14 +359,7 @@ class Connection:
     def _emit_fin(self) -> None:
         # Its number is after everything that was written, also after what has not left yet: a peer that orders its
         # FINs then knows that something is missing.
-        self._emit(FIN, seq=(self._sender.snd_nxt + len(self._sender.outgoing)) & _MASK)
-
-    def _emit(self, flags: int, *, seq: int = 0, ack: int = 0, window: int = 0) -> None:
-        self._answers_first = flags & SYN != 0 if not self._outbox else self._answers_first
-        self._outbox.append(self._packet(flags, seq, ack, window, b""))
-
-    def _packet(self, flags: int, seq: int, ack: int, window: int, payload: bytes) -> bytes:
-        return Packet(flags, STREAM, *self._addresses, seq, ack, window, payload).encode()
+        self._outbox.put(FIN, seq=(self._sender.snd_nxt + len(self._sender.outgoing)) & _MASK)
 
     # --- time --------------------------------------------------------------------------------------------------------
 
@@ -427,7 +411,7 @@ class Connection:
             self.bytes_sent += run.size
             receiver = self._receiver
             seq, ack, window = run.start & _MASK, receiver.data.rcv_nxt, receiver.window_field()
-            self._outbox.append(self._packet(ACK, seq, ack, window, run.data))
+            self._outbox.put(ACK, seq=seq, ack=ack, window=window, payload=run.data)
 
     def _check_alive(self, now: float) -> None:
         verdict = self._liveness.check(now)
@@ -450,7 +434,7 @@ class Connection:
 
     def _abandon(self) -> None:
         self._events.append(Event.ABANDONED)
-        self._emit(RST)
+        self._outbox.put(RST)
         self._end_receiving()
         self._finish(Event.CLOSED)
 
