@@ -84,7 +84,6 @@ class UDPSocket:
         self._coalescing = coalescing and _set(sock, socket.IPPROTO_UDP, _UDP_GRO, 1)
         self.receive_buffer: Final = _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
         self.send_buffer: Final = _enlarge(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
-        self._buffer = memoryview(bytearray(DATAGRAM_MAX))
         self._queue: deque[tuple[bytes, Addr]] = deque()
         self._queue_filled = trio.lowlevel.ParkingLot()
         self._greedy = False
@@ -152,7 +151,7 @@ class UDPSocket:
 
     def _read_once(self, batch: list[tuple[bytes, Addr]]) -> bool:
         try:
-            size, ancillary, _, source = self._sock.recvmsg_into([self._buffer], _ANCILLARY)
+            data, ancillary, _, source = self._sock.recvmsg(DATAGRAM_MAX, _ANCILLARY)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as exc:
@@ -163,7 +162,7 @@ class UDPSocket:
             return False
         self._reads += 1
         address = _normalised(source) if self._is_ipv6 else source
-        data = bytes(self._buffer[:size])
+        size = len(data)
         piece = _piece_size(ancillary) if ancillary else 0
         if 0 < piece < size:
             pieces = [(data[at : at + piece], address) for at in range(0, size, piece)]
@@ -229,16 +228,18 @@ class UDPSocket:
         at, end = 0, len(batch)
         suspicious = False  # segmentation failed just now: its fault, or the destination's?
         while at < end:
-            count = self._alike(batch, at) if self._segmentation and not suspicious else 1
+            to = batch[at][1]
+            pieces = _alike(batch, at) if self._segmentation and not suspicious else [batch[at][0]]
+            count = len(pieces)
             try:
-                self._send_alike(batch, at, count)
+                self._send_alike(pieces, to)
             except (BlockingIOError, InterruptedError):
                 return at
             except OSError as exc:
                 if count > 1 and exc.errno in _NO_SEGMENTATION:
                     suspicious = True
                     continue  # the first of them again, alone
-                self._lose(count, exc.errno, batch[at][1], unreachable)
+                self._lose(count, exc.errno, to, unreachable)
             except (TypeError, UnicodeError, OverflowError):
                 self._dropped += count  # no address at all
             else:
@@ -247,18 +248,16 @@ class UDPSocket:
             at += count
         return at
 
-    def _send_alike(self, batch: Sequence[tuple[bytes, Addr]], at: int, count: int) -> None:
-        data, to = batch[at]
+    def _send_alike(self, pieces: list[bytes], to: Addr) -> None:
         if self._is_ipv6 and ":" not in to[0]:
             to = (_MAPPED + to[0], to[1])
-        if count > 1:
-            size = _SEGMENT_SIZE.pack(len(data))
-            pieces = [data for data, _ in batch[at : at + count]]
+        if len(pieces) > 1:
+            size = _SEGMENT_SIZE.pack(len(pieces[0]))
             self._sock.sendmsg(pieces, [(socket.IPPROTO_UDP, _UDP_SEGMENT, size)], 0, to)
         else:
-            self._sock.sendto(data, to)
+            self._sock.sendto(pieces[0], to)
         self._writes += 1
-        self._sent += count
+        self._sent += len(pieces)
 
     def _lose(self, count: int, number: int | None, to: Addr, unreachable: list[Addr]) -> None:
         if number in _GONE:
@@ -267,22 +266,21 @@ class UDPSocket:
             unreachable.append(to)
         self._dropped += count
 
-    def _alike(self, batch: Sequence[tuple[bytes, Addr]], at: int) -> int:
-        """Return how many datagrams from `at` on can leave in one call: one destination, equal sizes, the last shorter."""
-        data, to = batch[at]
-        size = len(data)
-        if not 0 < size <= SEGMENT_MAX:
-            return 1
-        limit = min(len(batch), at + min(SEGMENTS_MAX, SEGMENTED_BYTES_MAX // size))
-        following = at + 1
-        while following < limit:
-            data, other = batch[following]
-            if other != to or len(data) > size or not data:
-                break
-            following += 1
-            if len(data) < size:
-                break
-        return following - at
+
+def _alike(batch: Sequence[tuple[bytes, Addr]], at: int) -> list[bytes]:
+    """Return the datagrams from `at` on that can leave in one call: one destination, equal sizes, the last shorter."""
+    first, to = batch[at]
+    size = len(first)
+    if not 0 < size <= SEGMENT_MAX:
+        return [first]
+    pieces: list[bytes] = []
+    for data, other in batch[at : at + min(SEGMENTS_MAX, SEGMENTED_BYTES_MAX // size)]:
+        if len(data) != size or (other is not to and other != to):
+            if 0 < len(data) < size and other == to:
+                pieces.append(data)
+            break
+        pieces.append(data)
+    return pieces
 
 
 def _piece_size(ancillary: list[tuple[int, int, bytes]]) -> int:
