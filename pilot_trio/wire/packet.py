@@ -52,6 +52,8 @@ _heads: dict[bytes, _Head] = {}  # a cache of values, so one for all is harmless
 
 _HEAD = struct.Struct("!BBHHIHIHH")
 _BARE = struct.Struct("!BBHHIHIHHIIH")  # the header without its checksum
+_FLOW = struct.Struct("!HIHIHH")  # addresses and ports
+_FLOWED = struct.Struct("!BBH16sIIH")  # the header without its checksum, addresses and ports being encoded already
 _VARYING = struct.Struct("!IIHI")
 _pack_varying, _unpack_varying = _VARYING.pack, _VARYING.unpack_from
 _ZERO_CHECKSUM = bytes(4)
@@ -91,45 +93,49 @@ class Packet(NamedTuple):
 
 
 class Flow:
-    """What is the same in all data segments that one end of a stream sends: encoded once, checksum included.
+    """The packets that one end of a stream sends; what they share is encoded once, checksum included.
 
     Args:
-      flags: of every segment.
       source: this end.
       destination: the other one.
       segment: bytes of payload in a full segment.
     """
 
-    __slots__ = ("_addresses", "_crc", "_flags", "_head", "_segment")
+    __slots__ = ("_crc", "_flow", "_head", "_segment")
 
-    def __init__(self, flags: int, source: SocketAddress, destination: SocketAddress, segment: int) -> None:
-        self._flags = flags
-        self._addresses = (source.address, destination.address, source.port, destination.port)
+    def __init__(self, source: SocketAddress, destination: SocketAddress, segment: int) -> None:
+        self._flow = _FLOW.pack(*source.address, *destination.address, source.port, destination.port)
         self._segment = segment
         self._head = b""  # made with the first full segment: most streams carry less
         self._crc = 0
 
-    def encode(self, data: bytes, seq: int, ack: int, window: int) -> list[bytes]:
+    def packet(self, flags: int, seq: int, ack: int, window: int, payload: bytes = b"") -> bytes:
+        """Return one packet, as `Packet.encode` does."""
+        bare = _FLOWED.pack(VERSION << 4 | flags, STREAM, len(payload), self._flow, seq, ack, window)
+        return b"%b%b%b" % (bare, crc32(payload, crc32(bare + _ZERO_CHECKSUM)).to_bytes(4, "big"), payload)
+
+    def segments(self, data: bytes, seq: int, ack: int, window: int) -> list[bytes]:
         """Return the packets that carry `data` from sequence number `seq` on, cut into full segments and a tail.
 
         Args:
-          data: bytes of the stream.
+          data: bytes of the stream, one at least.
           seq: sequence number of the first of them.
           ack: acknowledgment number of all packets.
           window: window field of all packets, in segments.
         """
-        segment = self._segment
-        full = len(data) - len(data) % segment
-        out = self._encode_full(data, full, seq, ack, window) if full else []
-        if full < len(data):
-            here = (seq + full) & 0xFFFF_FFFF
-            out.append(Packet(self._flags, STREAM, *self._addresses, here, ack, window, data[full:]).encode())
+        size = len(data)
+        if size < self._segment:
+            return [self.packet(ACK, seq, ack, window, data)]
+        full = size - size % self._segment
+        out = self._full_segments(data, full, seq, ack, window)
+        if full < size:
+            out.append(self.packet(ACK, (seq + full) & 0xFFFF_FFFF, ack, window, data[full:]))
         return out
 
-    def _encode_full(self, data: bytes, size: int, seq: int, ack: int, window: int) -> list[bytes]:
+    def _full_segments(self, data: bytes, size: int, seq: int, ack: int, window: int) -> list[bytes]:
         segment = self._segment
         if not self._head:
-            self._head = Packet(self._flags, STREAM, *self._addresses, payload=bytes(segment)).encode()[:_VARYING_AT]
+            self._head = self.packet(ACK, 0, 0, 0, bytes(segment))[:_VARYING_AT]
             self._crc = crc32(self._head)
         head, state, pack = self._head, self._crc, _full_packer(segment)
         out = []

@@ -99,18 +99,27 @@ def test_sack_blocks_survive_the_wire(blocks: list[sack.Block]) -> None:
     addresses,
     u16,
     u16,
-    st.lists(st.tuples(st.binary(max_size=200), u32, u32, u16), max_size=4),
+    st.lists(st.tuples(st.binary(min_size=1, max_size=200), u32, u32, u16), max_size=4),
     st.integers(1, 40),
 )
 def test_a_flow_encodes_what_packets_one_by_one_do(
     source: Address, destination: Address, s_port: int, d_port: int, runs: list[tuple[bytes, int, int, int]], size: int
 ) -> None:
-    flow = Flow(ACK, SocketAddress(source, Port(s_port)), SocketAddress(destination, Port(d_port)), size)
+    flow = Flow(SocketAddress(source, Port(s_port)), SocketAddress(destination, Port(d_port)), size)
     for data, seq, ack, window in runs:
-        assert flow.encode(data, seq, ack, window) == [
+        assert flow.segments(data, seq, ack, window) == [
             Packet(
                 ACK, STREAM, source, destination, s_port, d_port,
                 (seq + at) & 0xFFFF_FFFF, ack, window, data[at : at + size],
             ).encode()
             for at in range(0, len(data), size)
         ]  # fmt: skip
+
+
+@given(packets, st.integers(1, 40))
+def test_a_flow_makes_the_packets_that_it_is_asked_for(packet: Packet, size: int) -> None:
+    packet = packet._replace(protocol=STREAM)
+    source = SocketAddress(packet.source, Port(packet.source_port))
+    destination = SocketAddress(packet.destination, Port(packet.destination_port))
+    flow = Flow(source, destination, size)
+    assert flow.packet(packet.flags, packet.seq, packet.ack, packet.window, packet.payload) == packet.encode()

@@ -246,7 +246,7 @@ class Connection:
         quiet = liveness.quiet(now)
         liveness.on_heard(now)
         payload = packet.payload
-        blocks = sack.decode(payload) if payload else None
+        blocks = sack.decode(payload) if payload.startswith(sack.MAGIC) else None
         if blocks:
             self.sacks_received += len(blocks)
         if self.state is State.TIME_WAIT or self.state is State.CLOSED:
@@ -322,7 +322,7 @@ class Connection:
         for run in runs:
             if run.transmissions == 1:
                 self.bytes_sent += run.size
-            out += self._outbox.encode_data(run.data, run.start & _MASK, ack, window)
+            out += self._outbox.segments(run.data, run.start & _MASK, ack, window)
         self._liveness.on_sent_data(now)
         if not receiver.data.has_gap:
             receiver.settle()  # data carries the acknowledgment, but no report of what lies beyond a gap

@@ -21,7 +21,7 @@ class Outgoing:
     __slots__ = ("_chunks", "_pushed", "_size", "_start", "nagle_at")
 
     def __init__(self) -> None:
-        self._chunks: deque[bytearray] = deque()
+        self._chunks: deque[bytes | bytearray] = deque()  # bytes as long as nothing is added to them
         self._start = 0  # of what is not cut yet in the first chunk
         self._size = 0
         self._pushed = 0  # bytes that Nagle's algorithm must not hold back
@@ -34,9 +34,12 @@ class Outgoing:
         """Add bytes; `push` if their tail must not wait for more."""
         chunks = self._chunks
         if chunks and len(chunks[-1]) + len(data) <= CHUNK:
-            chunks[-1] += data
+            last = chunks[-1]
+            if isinstance(last, bytes):
+                last = chunks[-1] = bytearray(last)
+            last += data
         else:
-            chunks.append(bytearray(data))
+            chunks.append(bytes(data))
         self._size += len(data)
         if push:
             self._pushed = self._size
@@ -79,6 +82,9 @@ class Outgoing:
 
     def _peek(self, size: int) -> bytes:
         """Return the first bytes."""
+        first = self._chunks[0]
+        if not self._start and len(first) == size and isinstance(first, bytes):
+            return first  # one write, one run: all of most conversations
         start, parts = self._start, []
         for chunk in self._chunks:
             part = bytes(memoryview(chunk)[start : start + size])
