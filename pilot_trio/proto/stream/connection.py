@@ -56,7 +56,7 @@ class Connection:
         self._liveness = Liveness(settings, now)
         self._write_blocked = False
         self._end_announced = False
-        self._events: deque[Event] = deque()
+        self.events: deque[Event] = deque()  # what the shell has to act upon; `next_event` takes the oldest
         self.segments_sent = self.segments_received = self.bytes_sent = self.bytes_received = 0
         self.sacks_sent = self.sacks_received = 0
 
@@ -203,7 +203,7 @@ class Connection:
             self._synchronise(packet, now)
             self.state = State.ESTABLISHED
             self._receiver.owe()
-            self._events.append(Event.OPENED)
+            self.events.append(Event.OPENED)
 
     def _synchronise(self, packet: Packet, now: float) -> None:
         self._receiver = Receiver(seq_add(packet.seq, 1))
@@ -280,8 +280,8 @@ class Connection:
                 self._closing.hold(peer_fin, now)
 
     def _announce_readable(self) -> None:
-        if not self._events or self._events[-1] is not Event.READABLE:
-            self._events.append(Event.READABLE)  # one for all that a batch brings
+        if not self.events or self.events[-1] is not Event.READABLE:
+            self.events.append(Event.READABLE)  # one for all that a batch brings
 
     def _maybe_answer_probe(self, quiet: float, now: float) -> None:
         """Answer an empty acknowledgment that brought nothing, in the two cases that cannot become a loop (§9.3, §3.5)."""
@@ -325,7 +325,7 @@ class Connection:
             out += self._outbox.segments(run.data, run.start & _MASK, ack, window)
         self._liveness.on_sent_data(now)
         if not receiver.data.has_gap:
-            receiver.settle()  # data carries the acknowledgment, but no report of what lies beyond a gap
+            receiver.settle_with_data()  # it carries the acknowledgment, but no report of what lies beyond a gap
 
     def _acknowledge(self, out: list[bytes]) -> None:
         receiver = self._receiver
@@ -395,7 +395,7 @@ class Connection:
             self._emit_fin()
         if closing.hold_at <= now and closing.peer_fin is not None:
             # The peer gets the answer that it expects (§3.6); our user learns that this was not all.
-            self._events.append(Event.TRUNCATED)
+            self.events.append(Event.TRUNCATED)
             self._accept_fin(closing.peer_fin, now)
         if closing.expire_at <= now and not (
             sender.queue.in_flight and closing.wait_for_data(self._liveness.heard_at, now, self.settings.time_wait)
@@ -418,7 +418,7 @@ class Connection:
         if verdict is Verdict.PROBE:
             self._receiver.owe()
         elif verdict is not Verdict.ALIVE:
-            self._events.append(Event.IDLE_TIMEOUT if verdict is Verdict.IDLE else Event.DEAD_PEER)
+            self.events.append(Event.IDLE_TIMEOUT if verdict is Verdict.IDLE else Event.DEAD_PEER)
             self._start_closing(now)  # what arrived is still the user's to read
             self._end_receiving()
 
@@ -433,7 +433,7 @@ class Connection:
         self._wake_writer()
 
     def _abandon(self) -> None:
-        self._events.append(Event.ABANDONED)
+        self.events.append(Event.ABANDONED)
         self._outbox.put(RST)
         self._end_receiving()
         self._finish(Event.CLOSED)
@@ -442,12 +442,12 @@ class Connection:
         self._receiver.is_open = False
         if not self._end_announced:
             self._end_announced = True
-            self._events.append(Event.END_OF_STREAM)
+            self.events.append(Event.END_OF_STREAM)
 
     def _wake_writer(self) -> None:
         if self._write_blocked and (self.state is not State.ESTABLISHED or self._sender.room >= SEND_BUFFER // 4):
             self._write_blocked = False
-            self._events.append(Event.WRITABLE)
+            self.events.append(Event.WRITABLE)
 
     def _finish(self, event: Event) -> None:
         if self.state is State.CLOSED:
@@ -459,13 +459,13 @@ class Connection:
         self._liveness.check_at = inf
         self._closing.expire(inf)
         self._wake_writer()
-        self._events.append(event)
+        self.events.append(event)
         if event is not Event.CLOSED:
-            self._events.append(Event.CLOSED)
+            self.events.append(Event.CLOSED)
 
     def next_event(self) -> Event | None:
         """Return the next thing that the shell has to act upon, or None."""
-        return self._events.popleft() if self._events else None
+        return self.events.popleft() if self.events else None
 
     def row(self) -> dict[str, Any]:
         """Return this connection as clients see it, without its id (`spec/ipc.md` §5.9)."""

@@ -74,6 +74,12 @@ class Receiver:
         self.data.boundaries.clear()
         self.ack_at = inf
 
+    def settle_with_data(self) -> None:
+        """Note that data of ours has said it: a conversation, whose next question will carry the next acknowledgment."""
+        if self.owed or self.ack_at < inf:
+            self._quick_acks = 0
+        self.settle()
+
     def on_ack_delay_over(self) -> None:
         """The stream paused; whoever talks next wants quick answers."""
         self.ack_at = inf

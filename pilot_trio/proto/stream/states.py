@@ -8,6 +8,8 @@ from enum import Enum
 class State(Enum):
     """States, spelled as users see them."""
 
+    __hash__ = object.__hash__  # the inherited one is a call of Python code, in every look-up
+
     SYN_SENT = "SYN_SENT"
     SYN_RECV = "SYN_RECV"
     ESTABLISHED = "ESTABLISHED"
@@ -18,6 +20,8 @@ class State(Enum):
 
 class Event(Enum):
     """What the shell has to act upon."""
+
+    __hash__ = object.__hash__  # the inherited one is a call of Python code, in every look-up
 
     OPENED = "opened"  # the dial succeeded
     REFUSED = "refused"  # the peer answered the dial with a reset

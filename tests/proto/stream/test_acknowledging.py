@@ -7,7 +7,7 @@ import pytest
 from pilot_trio.proto.stream.connection import Event
 from pilot_trio.proto.stream.settings import QUICK_ACKS, RECEIVE_SLOTS, SEGMENT, StreamSettings
 
-from .segment_script import Script, established
+from .segment_script import Script, established, packet_of
 
 
 def after_quick_acks(window: int = 512) -> Script:
@@ -239,3 +239,16 @@ def test_an_idle_timeout_below_the_keepalive_closes_without_probes() -> None:
     script.sends_until(29.9)
     script.sends_until(30.0, (30.0, "FIN 1 0 0"))
     script.happened(Event.IDLE_TIMEOUT, Event.END_OF_STREAM)
+
+
+def test_an_answer_in_the_same_turn_ends_the_quick_acknowledgments() -> None:
+    script = established()
+    script.machine.receive_packet(packet_of("ACK 1 1 512 +10"), script.now)
+    script.writes(10)
+    script.sends("ACK 1 11 4095 +10")
+    script.gets("ACK 11 11 512 +10")
+    script.sends_nothing()  # the next answer will carry it
+    script.until(0.006)
+    script.sends("ACK 11 21 4094")  # or the timer, after which the peer is answered at once again
+    script.gets("ACK 21 11 512 +10")
+    script.sends("ACK 11 31 4093")
