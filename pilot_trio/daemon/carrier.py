@@ -52,8 +52,8 @@ class Tunnel(Protocol):
         """Send a packet, or keep it until there is a key; raise `TunnelError`."""
         ...
 
-    def send_packets(self, node: int, packets: Sequence[bytes], /) -> None:
-        """Send encoded packets of streams as `send` does, in this order."""
+    def send_packets(self, node: int, packets: Sequence[bytes], /, *, salvage: bool = False) -> None:
+        """Send encoded packets as `send` does, in this order; again if the key was lost, with `salvage`."""
         ...
 
     def turn(self) -> AbstractContextManager[object]:
@@ -147,6 +147,7 @@ class TunnelCarrier(Carrier):
         self._connections: dict[_Key, RemoteConnection] = {}
         self._open_to: dict[int, int] = {}  # {node: connections that are not finished}
         self._touched: dict[RemoteConnection, None] = {}
+        self._datagrams: dict[int, list[bytes]] = {}  # {node: encoded ones taken in this turn}
         self._checking: set[tuple[int, int]] = set()  # (node, port) that the registry is being asked about
         self._nursery: trio.Nursery | None = None
         self.turn: Final = Turn(self._settle)
@@ -217,7 +218,7 @@ class TunnelCarrier(Carrier):
             raise DialTimeout(f"dial timeout{without_key}")
 
     def send_datagram(self, packet: Packet) -> bool:
-        """Send a datagram if there is a tunnel to its node; False if contact has to be made first.
+        """Send a datagram if there is a tunnel to its node, in a turn at its end; False if contact has to be made first.
 
         Raises:
           TunnelError: it was not taken.
@@ -225,7 +226,10 @@ class TunnelCarrier(Carrier):
         node = packet.destination.node
         if not self._tunnel.has_session(node):
             return False
-        self._tunnel.send(node, packet)
+        if self.turn.depth:
+            self._datagrams.setdefault(node, []).append(packet.encode())
+        else:
+            self._tunnel.send(node, packet)
         return True
 
     async def send_datagram_later(self, packet: Packet) -> None:
@@ -396,9 +400,10 @@ class TunnelCarrier(Carrier):
 
         In this order, because whoever listens may answer at once, and an answer carries the acknowledgment.
         """
-        if not self._touched:
+        if not self._touched and not self._datagrams:
             return
         with self._tunnel.turn():
+            self._send_datagrams()
             while self._touched:
                 ready: dict[RemoteConnection, None] = {}
                 while self._touched:
@@ -408,6 +413,16 @@ class TunnelCarrier(Carrier):
                         connection.deliver_events()
                 for connection in ready:
                     self._advance(connection)
+
+    def _send_datagrams(self) -> None:
+        waiting, self._datagrams = self._datagrams, {}
+        for node, packets in waiting.items():
+            try:
+                self._tunnel.send_packets(node, packets, salvage=True)
+            except (
+                TunnelError
+            ) as exc:  # the tunnel has ended since they were taken: so they are lost, as datagrams may be
+                _log.debug("datagrams not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
 
     def _pump(self, connection: RemoteConnection) -> None:
         """Advance a connection: now, or at the end of the turn that is under way."""

@@ -74,7 +74,7 @@ class FakeTunnel:
         if not self._turns:
             self._flush()
 
-    def send_packets(self, node: int, packets: Sequence[bytes], /) -> None:
+    def send_packets(self, node: int, packets: Sequence[bytes], /, *, salvage: bool = False) -> None:
         with self.turn():
             for packet in packets:
                 self.send(node, decode(packet))

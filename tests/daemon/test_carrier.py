@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
@@ -390,3 +391,39 @@ async def test_states_follow_the_machine(autojump_clock: Clock) -> None:
         assert near.row()["state"] == "FIN_WAIT"
         await trio.sleep(0.1)
         assert far.row()["state"] == "TIME_WAIT"
+
+
+async def test_datagrams_of_one_turn_leave_together_and_in_order(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        runs: list[list[bytes]] = []
+        send_packets = one.tunnel.send_packets
+
+        def note(node: int, packets: Sequence[bytes], /, *, salvage: bool = False) -> None:
+            assert salvage
+            runs.append(list(packets))
+            send_packets(node, packets, salvage=salvage)
+
+        one.tunnel.send_packets = note  # type: ignore[method-assign]
+        packets = [
+            Packet(0, DATAGRAM, one.address, two.address, 50_000 + number, 6000, payload=b"%d" % number)
+            for number in range(5)
+        ]
+        with one.carrier.turn:
+            for packet in packets:
+                assert one.carrier.send_datagram(packet)
+            assert wire.sent == []
+        assert runs == [[packet.encode() for packet in packets]]
+        await trio.sleep(1)
+        assert two.datagrams == packets
+
+
+async def test_datagrams_whose_tunnel_ends_in_their_turn_are_lost_and_nothing_else(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        packet = Packet(0, DATAGRAM, one.address, two.address, 50_000, 6000, payload=b"late")
+        with one.carrier.turn:
+            assert one.carrier.send_datagram(packet)
+            gone = wire.nodes.pop(2)
+        wire.nodes[2] = gone
+        assert one.carrier.send_datagram(packet)
+        await trio.sleep(1)
+        assert len(two.datagrams) == 1
