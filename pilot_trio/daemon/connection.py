@@ -89,6 +89,7 @@ class Connection(abc.ABC):
         self.remote: Final = remote
         self.owner: Final = owner
         self.dialled: Final = dialled
+        self.expiry = ""  # the event that says why it was given up; "" unless it was
         self._state = ConnState.SYN_SENT if dialled else ConnState.SYN_RECV
         self._on_state = on_state
         self._consumer: Consumer | None = None

@@ -29,10 +29,9 @@ _STATES: Final = {
     State.TIME_WAIT: ConnState.TIME_WAIT,
     State.CLOSED: ConnState.CLOSED,
 }
-
-
 _BREAKING: Final = frozenset({Event.TRUNCATED, Event.IDLE_TIMEOUT, Event.DEAD_PEER})
 """Events after which what was read is not known to be all that was written."""
+_EXPIRIES: Final = {Event.IDLE_TIMEOUT: "conn.idle_timeout", Event.DEAD_PEER: "conn.dead_peer"}
 
 
 class RemoteConnection(Connection):
@@ -95,6 +94,7 @@ class RemoteConnection(Connection):
                 self.refused = True
             elif event in _BREAKING or (event is Event.CLOSED and self._state is ConnState.ESTABLISHED):
                 self._broke = True
+                self.expiry = _EXPIRIES.get(event, "")
         self._follow_machine()
 
     def _follow_machine(self) -> None:

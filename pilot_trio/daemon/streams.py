@@ -407,6 +407,8 @@ class StreamTable:
             "remote_addr": str(connection.remote.address),
             "remote_port": connection.remote.port,
         }
+        if connection.expiry:
+            self._events.publish(connection.expiry, data)
         self._events.publish("conn.rst" if connection.state is ConnState.CLOSED else "conn.fin", data)
         if connection.dialled and connection.remote.port == DATA_EXCHANGE and connection.bytes_received:
             self._events.publish(

@@ -427,3 +427,24 @@ async def test_datagrams_whose_tunnel_ends_in_their_turn_are_lost_and_nothing_el
         assert one.carrier.send_datagram(packet)
         await trio.sleep(1)
         assert len(two.datagrams) == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "event"),
+    [(StreamLimits(), "conn.dead_peer"), (StreamLimits(idle_timeout=30, keepalive=20), "conn.idle_timeout")],
+)
+async def test_whoever_vanishes_is_announced(autojump_clock: Clock, limits: StreamLimits, event: str) -> None:
+    async with joined(limits=limits) as (one, two, wire):
+        stream, _ = await pair(one, two)
+        wire.filter = lambda node, packet: node == 1
+        with trio.fail_after(200), pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        found = [each for each in one.published if each.topic.startswith("conn.")]
+        assert [each.topic for each in found] == [event, "conn.fin"]
+        assert found[0].data == found[1].data
+        assert found[0].data == {
+            "conn_id": 1,
+            "local_port": stream.local.port,
+            "remote_addr": str(two.address),
+            "remote_port": 5000,
+        }
