@@ -74,8 +74,13 @@ def nightly(session: nox.Session) -> None:
 def interop(session: nox.Session) -> None:
     """Against the real 1.18.0 programs."""
     session.install("-e", ".[test,interop]")
-    # A file's tests share programs and ports that they chose, so a file stays in one worker.
-    session.run("pytest", "-n", "auto", "--dist", "loadfile", "-m", "interop", *session.posargs)
+    # A file's tests share programs and ports that they chose, so a file stays in one worker. Some take minutes, which is no
+    # reason to dump stacks: a test's own time limit does.
+    session.run(
+        *("pytest", "-n", "auto", "--dist", "loadfile", "-m", "interop", "-o", "faulthandler_timeout=0"),
+        *session.posargs,
+        env={"PILOT_TRIO_INTEROP_REQUIRED": "1"},  # else a run without the programs would skip everything and pass
+    )
 
 
 @nox.session

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from pilot_trio.net.network import Endpoint
 from tests.interop.go import GoHome, GoPrograms
+
+GO_VERSION = "1.18.0"  # that of the protocol's documents
+REQUIRED = "PILOT_TRIO_INTEROP_REQUIRED"  # set by `nox -s interop`: there a run without the programs has failed
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
@@ -24,7 +29,11 @@ def go_programs() -> GoPrograms:
     """The real 1.18.0 programs."""
     programs = GoPrograms.find()
     if programs is None:
-        pytest.skip("the real programs are not installed; `pip install pilotprotocol==1.18.0` brings them")
+        missing = f"the real programs are not installed; `pip install pilotprotocol=={GO_VERSION}` brings them"
+        if os.environ.get(REQUIRED):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    assert metadata.version("pilotprotocol") == GO_VERSION
     return programs
 
 

@@ -5,18 +5,20 @@ Both are private here: until they trust each other the registry tells neither wh
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator
 
 import pytest
 import trio
 
-from pilot_trio.driver import Driver
+from pilot_trio.driver import Driver, PilotStream
 from pilot_trio.errors import DaemonError, DialError
 from tests.interop.overlay import Kind, MakeHome, Overlay, OverlayNode, open_overlay
+from tests.interop.rendezvous import ADMIN_TOKEN
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
-ECHO = 7
+ECHO, DATA_EXCHANGE = 7, 1001  # ports
 PATIENCE = 30.0  # seconds for what takes one or two
 PAIRS: list[tuple[Kind, Kind]] = [("ours", "go"), ("go", "ours"), ("ours", "ours")]
 
@@ -80,6 +82,46 @@ async def test_a_private_node_is_silent_on_open_ports_and_says_no_on_closed_ones
             await outside.dial(private.address, 4999)
         async with await outside.dial(private.address, 1001):
             pass  # the private node has dialled us: we may answer on 1001 for five minutes
+
+
+@pytest.mark.parametrize(("asks", "answers"), PAIRS)
+async def test_the_echo_service_of_a_private_node_serves_only_whom_it_trusts(
+    overlay: Overlay, asks: Kind, answers: Kind
+) -> None:
+    """Members of one network may open streams to each other. The echo service wants trust besides."""
+    near, far = await overlay.start(asks, public=False), await overlay.start(answers, public=False)
+    club = await overlay.rendezvous.ask(
+        type="create_network", node_id=near.node_id, name="club", join_rule="open", admin_token=ADMIN_TOKEN
+    )
+    await far.ctl("network", "join", str(club["network_id"]))
+    async with near.driver() as one, far.driver() as two:
+        with trio.fail_after(PATIENCE):
+            async with await dial_in_time(one, far, ECHO) as stream:
+                with contextlib.suppress(trio.BrokenResourceError):  # it may have closed before we wrote
+                    await stream.send_all(b"hello")
+                assert await stream.receive_some() == b""
+            async with await one.dial(far.address, DATA_EXCHANGE) as stream:
+                with trio.move_on_after(1):
+                    pytest.fail(f"another service said {await stream.receive_some()!r} to a member of the network")
+
+            await one.trust.request(far.node_id)
+            while not await two.trust.is_trusted(near.node_id):  # sharing a network may be enough for a handshake
+                with contextlib.suppress(DaemonError):
+                    for row in await two.trust.pending():
+                        await two.trust.approve(row["node_id"])
+                await trio.sleep(0.1)
+            await one.trust.wait(far.node_id)
+            await echo(one, far)
+    assert any("echo refused: peer not trusted (private node)" in line for line in far.log)
+
+
+async def dial_in_time(driver: Driver, target: OverlayNode, port: int) -> PilotStream:
+    """Dial again until the daemons know of their network."""
+    while True:
+        try:
+            return await driver.dial(target.address, port)
+        except DialError:
+            await trio.sleep(0.1)
 
 
 async def echo(driver: Driver, target: OverlayNode) -> None:

@@ -45,10 +45,9 @@ class Flow:
     receiver: PilotStream
     sent: int = 0  # bytes that the sender's daemon has taken
     received: int = 0
-    longest_silence: float = 0.0  # seconds between two arrivals, from the first to the last
+    longest_silence: float = 0.0  # seconds in which nothing arrived, neither bytes nor the end
     _finishing: bool = False
     _arrived: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
-    _arrived_at: float = 0.0
 
     async def send(self, size: int | None = None) -> None:
         """Send `size` bytes, or until told to finish; then close. Raises `trio.BrokenResourceError` if cut off."""
@@ -60,13 +59,15 @@ class Flow:
 
     async def receive(self) -> None:
         """Receive until the end and check every byte. Raises `trio.BrokenResourceError` if cut off."""
+        heard_at = trio.current_time()
         async with self.receiver:
-            while data := await self.receiver.receive_some(60 * KIB):
-                assert data == pattern(self.received, len(data)), f"other bytes than were sent after {self.received}"
+            while True:
+                data = await self.receiver.receive_some(60 * KIB)
                 now = trio.current_time()
-                if self.received:
-                    self.longest_silence = max(self.longest_silence, now - self._arrived_at)
-                self._arrived_at = now
+                self.longest_silence, heard_at = max(self.longest_silence, now - heard_at), now
+                if not data:
+                    return
+                assert data == pattern(self.received, len(data)), f"other bytes than were sent after {self.received}"
                 self.received += len(data)
                 self._arrived.unpark_all()
 
