@@ -85,9 +85,10 @@ class RemoteConnection(Connection):
     def deliver_events(self) -> None:
         """Act on what the machine has to say; part of the pump."""
         machine = self.machine
+        readable = False
         while (event := machine.next_event()) is not None:
             if event is Event.READABLE or event is Event.END_OF_STREAM:
-                self._wake_readers()
+                readable = True
             elif event is Event.WRITABLE:
                 self._wake_writers()
             elif event is Event.REFUSED:
@@ -95,6 +96,8 @@ class RemoteConnection(Connection):
             elif event in _BREAKING or (event is Event.CLOSED and self._state is ConnState.ESTABLISHED):
                 self._broke = True
                 self.expiry = _EXPIRIES.get(event, "")
+        if readable:  # only now: a break is announced after the end of the stream, and has to be heard before it
+            self._wake_readers()
         self._follow_machine()
 
     def _follow_machine(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
 from contextlib import suppress
@@ -448,3 +449,31 @@ async def test_whoever_vanishes_is_announced(autojump_clock: Clock, limits: Stre
             "remote_addr": str(two.address),
             "remote_port": 5000,
         }
+
+
+async def test_whoever_is_called_for_data_hears_of_a_break_before_the_end(autojump_clock: Clock) -> None:
+    heard: list[bytes] = []
+
+    async with joined() as (one, two, wire):
+        stream, accepted = await pair(one, two)
+        await stream.send_all(b"some of it")
+        (connection,) = two.carrier._connections.values()
+
+        def consume() -> None:
+            with contextlib.suppress(trio.WouldBlock):
+                while True:
+                    try:
+                        data = connection.receive_nowait(100)
+                    except trio.BrokenResourceError:
+                        data = b"broken"
+                    heard.append(data)
+                    if data in {b"", b"broken"}:
+                        connection.detach()
+                        return
+
+        connection.attach(consume)
+        await trio.sleep(0.1)
+        two.carrier.receive([(1, Packet(RST, STREAM, one.address, two.address, stream.local.port, 5000))])
+        await trio.sleep(0.1)
+        assert heard == [b"some of it", b"broken"]
+        assert accepted is not None

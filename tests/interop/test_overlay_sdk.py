@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import trio
 
 from tests.interop.overlay import Kind, MakeHome, Overlay, OverlayNode, open_overlay
 from tests.interop.sdk import run_sdk
+from tests.interop.traffic import dial_until_answered
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
@@ -150,6 +152,38 @@ async def test_messages_and_files(overlay: Overlay, near_kind: Kind, far_kind: K
     assert (message["data"], message["from"]) == ("from the SDK", near.address)
     stored = [item.read_bytes() for item in (far.home.root / ".pilot" / "received").iterdir() if item.is_file()]
     assert stored == [path.read_bytes()]
+
+
+async def test_a_stream_that_breaks_is_an_end_to_the_sdk(overlay: Overlay) -> None:
+    """Our daemon pushes something besides, which the SDK does not know: it goes on as if nothing had come."""
+    near, far = await overlay.start("ours"), await overlay.start("ours")
+    results: list[dict[str, Any]] = []
+    script = """
+        conn = driver.dial(sys.argv[2] + ":7", 20.0)
+        conn.write(b"hello")
+        results["echo"] = conn.read(5)
+        print(driver.set_tags(["waiting"]), file=sys.stderr)
+        results["end"] = error(conn.read, 5)
+        results["info"] = driver.info()["node_id"]
+        with driver.dial(sys.argv[2] + ":7", 20.0) as conn:
+            conn.write(b"again")
+            results["again"] = conn.read(5)
+    """
+
+    async def run() -> None:
+        results.append(await run_sdk(near.home.socket, script, far.address))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        with trio.fail_after(20):
+            while (await overlay.rendezvous.ask(type="lookup", node_id=near.node_id)).get("tags") != ["waiting"]:  # noqa: ASYNC110 - another process sets no event of ours
+                await trio.sleep(0.05)
+        await far.stop(signal.SIGKILL)
+        await far.start()
+        async with far.driver() as driver:
+            await dial_until_answered(driver, near)
+    assert (results[0]["echo"], results[0]["end"], results[0]["again"]) == ("hello", "EOF", "again")
+    assert results[0]["info"] == near.node_id
 
 
 async def until_bound(node: OverlayNode, count: int) -> None:
