@@ -454,7 +454,7 @@ async def test_whoever_vanishes_is_announced(autojump_clock: Clock, limits: Stre
 async def test_whoever_is_called_for_data_hears_of_a_break_before_the_end(autojump_clock: Clock) -> None:
     heard: list[bytes] = []
 
-    async with joined() as (one, two, wire):
+    async with joined() as (one, two, _):
         stream, accepted = await pair(one, two)
         await stream.send_all(b"some of it")
         (connection,) = two.carrier._connections.values()
