@@ -88,6 +88,7 @@ async def serve_rendezvous(
                 admin_token=settings.admin_token,
                 beacon_address=settings.beacon_advertise or _advertised(beacon_socket),
                 stale_after=settings.stale_threshold,
+                require_signature=not settings.allow_unsigned,
             ),
             now=clock(),
         )

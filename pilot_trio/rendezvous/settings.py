@@ -55,6 +55,7 @@ class RendezvousConfig:
     http: Endpoint | None = None  # pages for people and monitoring; None: none
     store: Path | None = None  # database file; None: in memory, forgotten at the end
     admin_token: str = attrs.field(default="", repr=False)  # "": administrative requests are refused
+    allow_unsigned: bool = False  # take registrations without signature, as daemons before 1.13 send them
     stale_threshold: float = attrs.field(default=STALE_THRESHOLD, validator=_stale_threshold)  # seconds
     unlimited: tuple[IPNetwork, ...] = attrs.field(  # sources free of limits that go by source
         default=LOOPBACK_NETWORKS, converter=_networks

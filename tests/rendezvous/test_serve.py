@@ -84,6 +84,20 @@ async def test_nodes_register_find_each_other_and_learn_their_address(network: N
         await client.aclose()
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_daemons_that_do_not_sign_are_taken_where_the_operator_says_so(allowed: bool) -> None:
+    network = MemoryNetwork()
+    unsigned = {key: value for key, value in register(ALPHA).items() if key != "signature"}
+    async with open_rendezvous(network, allow_unsigned=allowed) as handle:
+        client = await RawClient.connect(network, handle.registry)
+        answer = await client.ask(unsigned)
+        assert answer.get("node_id") == 1 if allowed else answer["error"] == "registration: signature required"
+        assert (await client.ask(register(ALPHA)))["node_id"] == 1
+        # Whoever has signed once can be nobody else from then on.
+        assert "error" in await client.ask(unsigned)
+        await client.aclose()
+
+
 async def test_everything_survives_a_restart(tmp_path: Path) -> None:
     network, store = MemoryNetwork(), tmp_path / "rendezvous.db"
     async with open_rendezvous(network, store=store) as handle:

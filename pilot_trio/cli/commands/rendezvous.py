@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pilot_trio.cli.framework import command, duration, option
+from pilot_trio.cli.framework import command, duration, option, switch
 from pilot_trio.cli.output import CliError
 from pilot_trio.cli.session import Session
 
@@ -33,6 +33,7 @@ _STORE: Final = "pilot-trio/rendezvous.db"
 @option("tls-key", "the certificate's key (PEM)", "path")
 @duration("stale-threshold", "time without a heartbeat until a node's record is dropped (default 30m)")
 @option("unlimited", "networks that no rate limit applies to, comma-separated", "cidrs", default="")
+@switch("allow-unsigned", "also take daemons that do not sign their registration (before 1.13)")
 @option("log-level", "debug, info, warn or error", "level", default="info")
 @option("log-format", "text or json", "format", default="text")
 def rendezvous(session: Session, **flags: Any) -> None:
@@ -106,6 +107,7 @@ def _settings(session: Session, flags: dict[str, Any]) -> RendezvousConfig:
         http=endpoint("http"),
         store=None if flags["store"] == "memory" else store,
         admin_token=flags["admin_token"] or session.environ.get("PILOT_ADMIN_TOKEN", ""),
+        allow_unsigned=flags["allow_unsigned"],
         **({"stale_threshold": stale} if stale is not None else {}),
         unlimited=tuple(word.strip() for word in flags["unlimited"].split(",") if word.strip()),
     )
