@@ -16,6 +16,7 @@ from pilot_trio.driver.datagrams import DatagramChannel as DatagramChannel
 from pilot_trio.driver.listener import PilotListener as PilotListener
 from pilot_trio.driver.replies import Health as Health
 from pilot_trio.driver.replies import Info as Info
+from pilot_trio.driver.replies import PilotStreamStatistics as PilotStreamStatistics
 from pilot_trio.driver.replies import Resolved as Resolved
 from pilot_trio.driver.socket_path import find_socket as find_socket
 from pilot_trio.driver.stream import PilotStream as PilotStream

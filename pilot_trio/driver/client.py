@@ -145,7 +145,7 @@ class Driver:
         def opened(payload: bytes) -> None:
             nonlocal stream
             conn_id, _ = decode_conn(payload)
-            stream = PilotStream(link, conn_id, destination, Port(0), link.close)
+            stream = PilotStream(link, conn_id, destination, Port(0), link.close, self.info)
 
         payload = encode_target(Code.DIAL, destination.address, destination.port)[_HEADER_SIZE:]
         try:
@@ -178,7 +178,7 @@ class Driver:
             listener.on_link_closed(cause)
 
         link = await self._links.open(on_accept=accepted, on_close=lost)
-        listener = PilotListener(number, link)
+        listener = PilotListener(number, link, self.info)
         try:
             await link.request(Code.BIND, number.to_bytes(2, "big"))
         except DaemonError as exc:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Final, final
 
 import trio
 
 from pilot_trio.address import ConnId, Port, SocketAddress
 from pilot_trio.driver.link import Link
+from pilot_trio.driver.replies import Info
 from pilot_trio.driver.stream import CLOSE_TIMEOUT, PilotStream
 from pilot_trio.errors import DaemonError, IPCClosedError
 from pilot_trio.wire.ipc import Accepted, Code, encode_conn
@@ -28,10 +30,11 @@ class PilotListener(trio.abc.Listener[PilotStream]):
     sent to it, the others may have to wait before they can send. Dialled streams have a connection each.
     """
 
-    def __init__(self, port: Port, link: Link) -> None:
+    def __init__(self, port: Port, link: Link, ask_info: Callable[[], Awaitable[Info]]) -> None:
         self.port = port
         self.refused = 0
         self._link = link
+        self._ask_info = ask_info
         self._waiting: deque[PilotStream] = deque()
         self._alive = 0  # streams, accepted or waiting, that are not closed yet
         self._arrived = trio.lowlevel.ParkingLot()
@@ -86,7 +89,9 @@ class PilotListener(trio.abc.Listener[PilotStream]):
             self._refuse(accepted.conn_id)
             return
         remote = SocketAddress(accepted.remote, accepted.remote_port)
-        stream = PilotStream(self._link, accepted.conn_id, remote, accepted.local_port, self._on_stream_closed)
+        stream = PilotStream(
+            self._link, accepted.conn_id, remote, accepted.local_port, self._on_stream_closed, self._ask_info
+        )
         self._alive += 1
         self._waiting.append(stream)
         self._arrived.unpark()

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import attrs
 
-from pilot_trio.address import Address, NodeId
+from pilot_trio.address import Address, ConnId, NodeId, Port, SocketAddress
 from pilot_trio.errors import DecodeError, RemoteProtocolError
+from pilot_trio.wire.info_rows import with_paths
 
 _T = TypeVar("_T")
 
@@ -59,6 +60,55 @@ class Info:
             ports=take(raw, "ports", int, 0),
             features=frozenset(name for name in take(raw, "features", list, []) if isinstance(name, str)),
             raw=raw,
+        )
+
+    def streams(self) -> list[PilotStreamStatistics]:
+        """Return what the daemon knows of its streams, oldest first; of very many it lists as many as fit a frame."""
+        lists = (take(self.raw, name, list, []) for name in ("conn_list", "peer_list"))
+        return [PilotStreamStatistics.decode(row) for row in with_paths(*lists)]
+
+
+@attrs.frozen
+class PilotStreamStatistics:
+    """What the daemon knows of one stream, at most a fifth of a second old. `raw` is its whole row.
+
+    A path by relay has a reason; the original's daemon does not tell it.
+    """
+
+    conn_id: ConnId
+    state: str  # ESTABLISHED, FIN_WAIT, TIME_WAIT, …
+    local_port: Port
+    remote: SocketAddress
+    relay: bool  # packets take the way through the beacon
+    relay_reason: str  # why
+    srtt: float  # seconds, smoothed round trip; 0 while nothing was measured
+    rttvar: float  # seconds, its variation
+    cwnd: int  # bytes that the path is thought to hold
+    in_flight: int  # bytes sent and not acknowledged
+    retransmits: int  # segments sent again, after a timeout or because the peer reported them missing
+    bytes_sent: int
+    bytes_received: int
+    raw: Mapping[str, Any] = attrs.field(repr=False)
+
+    @classmethod
+    def decode(cls, row: Mapping[str, Any]) -> PilotStreamStatistics:
+        """Read a row of `conn_list` with its path; raise `RemoteProtocolError` if it lacks what every daemon sends."""
+        number = (int, float)
+        return cls(
+            conn_id=ConnId(take(row, "id", int)),
+            state=take(row, "state", str),
+            local_port=Port(take(row, "local_port", int)),
+            remote=SocketAddress(take_address(row, "remote_addr"), Port(take(row, "remote_port", int))),
+            relay=bool(row.get("relay")),
+            relay_reason=take(row, "relay_reason", str, ""),
+            srtt=float(take(row, "srtt_ms", number, 0)) / 1000,
+            rttvar=float(take(row, "rttvar_ms", number, 0)) / 1000,
+            cwnd=take(row, "cong_win", int, 0),
+            in_flight=take(row, "in_flight", int, 0),
+            retransmits=take(row, "retransmits", int, 0) + take(row, "fast_retx", int, 0),
+            bytes_sent=take(row, "bytes_sent", int, 0),
+            bytes_received=take(row, "bytes_recv", int, 0),
+            raw=row,
         )
 
 
@@ -113,9 +163,9 @@ def take(raw: Mapping[str, Any], key: str, kind: type[_T] | tuple[type, ...], de
     return value  # type: ignore[return-value] # mypy does not narrow by a tuple of types
 
 
-def take_address(raw: Mapping[str, Any]) -> Address:
-    """Return the node's address."""
+def take_address(raw: Mapping[str, Any], key: str = "address") -> Address:
+    """Return `raw[key]` as an address."""
     try:
-        return Address.parse(take(raw, "address", str))
+        return Address.parse(take(raw, key, str))
     except DecodeError as exc:
         raise RemoteProtocolError(f"the daemon's answer: {exc}") from exc

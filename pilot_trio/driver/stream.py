@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, final
 
 import trio
 
 from pilot_trio.address import Address, ConnId, Port, SocketAddress
 from pilot_trio.driver.link import Link
+from pilot_trio.driver.replies import Info, PilotStreamStatistics
 from pilot_trio.errors import IPCClosedError
 from pilot_trio.wire.ipc import Code, encode_conn
 
@@ -35,13 +36,20 @@ class PilotStream(trio.abc.Stream):
     """
 
     def __init__(
-        self, link: Link, conn_id: ConnId, remote: SocketAddress, local_port: Port, on_close: Callable[[], None]
+        self,
+        link: Link,
+        conn_id: ConnId,
+        remote: SocketAddress,
+        local_port: Port,
+        on_close: Callable[[], None],
+        ask_info: Callable[[], Awaitable[Info]],
     ) -> None:
         self.conn_id = conn_id
         self.remote = remote
         self.local_port = local_port
         self._link = link
         self._on_close = on_close
+        self._ask_info = ask_info
         self._received = bytearray()
         self._ended = False  # nothing more will come …
         self._cause: Exception | None = None  # … because of this, if not properly
@@ -64,6 +72,17 @@ class PilotStream(trio.abc.Stream):
     def unread(self) -> int:
         """Bytes that have arrived and were not received yet."""
         return len(self._received)
+
+    async def statistics(self) -> PilotStreamStatistics:
+        """Ask the daemon what this stream is doing: state, round trip, window, repetitions, path.
+
+        Raises:
+          trio.ClosedResourceError: it has ended, and the daemon has forgotten it.
+        """
+        for stream in (await self._ask_info()).streams():
+            if stream.conn_id == self.conn_id:
+                return stream
+        raise trio.ClosedResourceError(f"the daemon knows no stream {self.conn_id} any more")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; see `trio.abc.SendStream.send_all`.

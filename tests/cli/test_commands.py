@@ -60,7 +60,7 @@ TARGET = str(ADDRESS)
             },
         ),
         ("peers --search 7", {"encrypted": 0, "peers": [], "total": 0}),
-        ("connections", {"connections": [CONNECTION_ROW], "total": 1}),
+        ("connections", {"connections": [{**CONNECTION_ROW, "relay": False, "relay_reason": ""}], "total": 1}),
         ("network join 1", {"address": "1:0001.0000.0005", "network_id": 1, "type": "join_network_ok"}),
         ("network leave 1", {"network_id": 1, "type": "leave_network_ok"}),
         ("network invite 1 beta", {"network_id": 1, "target_node_id": 6, "type": "invite_to_network_ok"}),
@@ -273,6 +273,16 @@ def test_people_get_lines_and_tables(cli: Cli) -> None:
 
 
 @pytest.mark.usefixtures("daemon")
+def test_people_see_the_path_of_peers_and_connections_and_why(cli: Cli, daemon: FakeDaemon) -> None:
+    peer = {"node_id": 6, "encrypted": True, "authenticated": True, "relay": True, "relay_reason": "direct path silent"}
+    rows = [CONNECTION_ROW, {**CONNECTION_ROW, "remote_addr": TARGET}]
+    daemon.replies[Code.INFO] = answers(Code.INFO_OK, INFO | {"peer_list": [peer], "conn_list": rows})
+    one, other = cli("connections").out.splitlines()[-2:]
+    assert one.endswith("relay (direct path silent)")
+    assert other.endswith("local")
+    assert cli("peers", "--all").out.splitlines()[-1].endswith("relay (direct path silent)")
+
+
 def test_trust_is_sorted_newest_first_and_filtered(cli: Cli) -> None:
     data = cli("--json", "trust").data
     assert [row["node_id"] for row in data["trusted"]] == [6, 7]

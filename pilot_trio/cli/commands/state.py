@@ -8,6 +8,7 @@ from pilot_trio.cli.framework import argument, command, count, option, parse_uin
 from pilot_trio.cli.ipc_client import deadline_in
 from pilot_trio.cli.output import Output, format_bytes, format_clock
 from pilot_trio.cli.session import Session, daemon_errors, without_endpoints
+from pilot_trio.wire.info_rows import with_paths
 from pilot_trio.wire.ipc import Code
 
 _SECTION: Final = "State"
@@ -48,8 +49,11 @@ def peers(session: Session, all: bool, limit: int, search: str | None, timeout: 
 @timeout()
 def connections(session: Session, timeout: float) -> None:
     """List the open streams."""
-    rows = session.ask_once(Code.INFO, b"", "info", timeout).get("conn_list") or []
-    session.output.result({"connections": rows, "total": len(rows)}, lambda: _print_connections(session.output, rows))
+    reply = session.ask_once(Code.INFO, b"", "info", timeout)
+    rows = with_paths(reply.get("conn_list") or [], reply.get("peer_list") or [])
+    own = str(reply.get("address"))
+    data = {"connections": rows, "total": len(rows)}
+    session.output.result(data, lambda: _print_connections(session.output, rows, own))
 
 
 @command("disconnect", section=_SECTION)
@@ -122,7 +126,7 @@ def _print_peers(out: Output, rows: list[dict[str, Any]], limit: int, *, everyth
                 row.get("node_id"),
                 "yes" if row.get("encrypted") else "no",
                 "yes" if row.get("authenticated") else "no",
-                "relay" if row.get("relay") else "direct",
+                _path(row),
             )
             for row in (shown[:limit] if limit > 0 else shown)
         ]
@@ -133,7 +137,14 @@ def _print_peers(out: Output, rows: list[dict[str, Any]], limit: int, *, everyth
         out.line("list all: --all · search: --search <digits>")
 
 
-def _print_connections(out: Output, rows: list[dict[str, Any]]) -> None:
+def _path(row: dict[str, Any]) -> str:
+    """Say how packets travel, and why not directly."""
+    if not row.get("relay"):
+        return "direct"
+    return f"relay ({reason})" if (reason := row.get("relay_reason")) else "relay"
+
+
+def _print_connections(out: Output, rows: list[dict[str, Any]], own: str) -> None:
     out.line(f"{len(rows)} connection(s)")
     if not rows:
         return
@@ -149,11 +160,12 @@ def _print_connections(out: Output, rows: list[dict[str, Any]]) -> None:
             f"{row.get('srtt_ms') or 0:.1f} ms",
             format_bytes(row.get("cong_win") or 0),
             format_bytes(row.get("in_flight") or 0),
-            row.get("retransmits"),
+            (row.get("retransmits") or 0) + (row.get("fast_retx") or 0),
+            "local" if row.get("remote_addr") == own else _path(row),
         )
         for row in rows[:_ROWS_MAX]
     ]
-    out.table(("ID", "LOCAL", "REMOTE", "STATE", "SENT", "RECEIVED", "SRTT", "CWND", "FLIGHT", "RETX"), cells)
+    out.table(("ID", "LOCAL", "REMOTE", "STATE", "SENT", "RECEIVED", "SRTT", "CWND", "FLIGHT", "RETX", "PATH"), cells)
     if len(rows) > _ROWS_MAX:
         out.line(f"… {len(rows) - _ROWS_MAX} more: --json")
 

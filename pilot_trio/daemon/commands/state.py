@@ -16,6 +16,7 @@ from pilot_trio.daemon.commands.parts import NodeParts, rows_that_fit
 from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Route
 from pilot_trio.daemon.state import REFERENCE_VERSION
 from pilot_trio.wire.canonical_json import dumps
+from pilot_trio.wire.info_rows import with_paths
 from pilot_trio.wire.ipc import JSON_MAX, Code, encode_frame
 
 INFO_CACHE: Final = 0.2  # seconds that one Info body serves all clients; what clients are used to, `spec/ipc.md` §5.9
@@ -82,9 +83,8 @@ class Snapshots:
         """Answer Info."""
         now = trio.current_time()
         if now >= self._info_expires_at:
-            body = fit_info(
-                _info_fields(self._node, now), self._node.state.tunnel.list_peers(), self._node.streams.rows()
-            )
+            peers = self._node.state.tunnel.list_peers()
+            body = fit_info(_info_fields(self._node, now), peers, with_paths(self._node.streams.rows(), peers))
             self._info_frame = encode_frame(Code.INFO_OK, body)
             self._info_expires_at = now + INFO_CACHE
         return self._info_frame
