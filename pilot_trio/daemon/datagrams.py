@@ -6,7 +6,7 @@ An incoming datagram is offered to every connected client, whatever it has bound
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 import attrs
@@ -15,6 +15,7 @@ from pilot_trio.address import BACKBONE, BROADCAST_NODE, Address, NetworkId, Nod
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import RouteResolver
+from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import CommandError, NoRoute, PilotError, PortNotAllowed
 from pilot_trio.proto.ports import PortTable
 from pilot_trio.wire.ipc import DATAGRAM_MAX, Broadcast, Target, encode_recv_from
@@ -59,11 +60,12 @@ class Datagrams:
       state: who we are, and what the port policies admit.
       ports: where source ports come from, shared with the streams.
       resolver: finds the route to other nodes.
-      deliver: offers a `RECV_FROM` frame to every connected client; must neither wait nor fail.
+      deliver: offers `RECV_FROM` frames to every connected client; must neither wait nor fail.
       admin_token: what a broadcast has to show; empty: nobody may broadcast.
       members: asks the registry for the members of a network; raises `RegistryError`.
       events: where `data.datagram` is published.
       carrier: takes datagrams to other nodes; None: there is no way there.
+      turn: what arrives inside is offered at its end, all at once.
     """
 
     def __init__(
@@ -71,18 +73,21 @@ class Datagrams:
         state: NodeState,
         ports: PortTable,
         resolver: RouteResolver,
-        deliver: Callable[[bytes], object],
+        deliver: Callable[[Sequence[bytes]], object],
         *,
         members: Members,
         admin_token: str = "",
         events: EventBus | None = None,
         carrier: DatagramCarrier | None = None,
+        turn: Turn | None = None,
     ) -> None:
         self._state = state
         self._carrier = carrier
         self._ports = ports
         self._resolver = resolver
         self._deliver = deliver
+        self._turn = turn
+        self._arrived: list[bytes] = []  # frames of this turn
         self._members = members
         self._admin_token = admin_token
         self._events = events or EventBus()
@@ -165,13 +170,27 @@ class Datagrams:
         """Offer one datagram that has arrived to every client; empty ones are not delivered (`spec/transport.md` §7.2)."""
         if not data:
             return
-        where = {"dst_port": port, "src_addr": str(source), "src_port": source_port}
         if not self._state.port_allowed(network, port):
+            where = {"dst_port": port, "src_addr": str(source), "src_port": source_port}
             self._events.publish("datagram.port_rejected", where)
             return
         self._received += 1
-        self._events.publish("data.datagram", {**where, "size": len(data)})
-        self._deliver(encode_recv_from(source, source_port, port, data))
+        if self._events.hears("data.datagram"):
+            where = {"dst_port": port, "src_addr": str(source), "src_port": source_port}
+            self._events.publish("data.datagram", {**where, "size": len(data)})
+        self._offer(encode_recv_from(source, source_port, port, data))
+
+    def _offer(self, frame: bytes) -> None:
+        if self._turn is None or not self._turn.depth:
+            self._deliver((frame,))
+            return
+        if not self._arrived:
+            self._turn.at_end(self._offer_arrived)
+        self._arrived.append(frame)
+
+    def _offer_arrived(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        self._deliver(arrived)
 
     def _check(self, target: Target) -> None:
         state, (network, node) = self._state, target.address

@@ -28,26 +28,37 @@ class EventBus:
     """
 
     def __init__(self) -> None:
-        self._listeners: dict[int, Listener] = {}
+        self._listeners: dict[int, tuple[Listener, str]] = {}
+        self._heard: frozenset[str] = frozenset()  # topics that somebody listens to; the empty one is all of them
         self._next_key = 1
+
+    def hears(self, topic: str) -> bool:
+        """Say whether anybody listens to a topic. Ask before data is put together for what happens often."""
+        return topic in self._heard or "" in self._heard
 
     def publish(self, topic: str, data: dict[str, Any] | None = None) -> None:
         """Tell every listener. Costs next to nothing without listeners."""
-        if self._listeners:
+        if self.hears(topic):
             event = Event(topic, data)
-            for listener in list(self._listeners.values()):
-                listener(event)
+            for listener, wanted in list(self._listeners.values()):
+                if not wanted or wanted == topic:
+                    listener(event)
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
-        """Add a listener; the function returned removes it again."""
+    def subscribe(self, listener: Listener, topic: str = "") -> Callable[[], None]:
+        """Add a listener, to one topic or to all; the function returned removes it again."""
         if len(self._listeners) >= SUBSCRIBERS_MAX:
             raise RuntimeError(
                 f"{SUBSCRIBERS_MAX} listeners already: one of the parts subscribes without unsubscribing"
             )
         key, self._next_key = self._next_key, self._next_key + 1
-        self._listeners[key] = listener
+        self._listeners[key] = (listener, topic)
+        self._note_topics()
 
         def unsubscribe() -> None:
             self._listeners.pop(key, None)
+            self._note_topics()
 
         return unsubscribe
+
+    def _note_topics(self) -> None:
+        self._heard = frozenset(topic for _, topic in self._listeners.values())

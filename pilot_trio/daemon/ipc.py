@@ -29,6 +29,7 @@ later its writer gives up, its nursery is cancelled, and all of it is gone in on
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Final, final
 
@@ -98,9 +99,9 @@ class IPCServer:
             dropped_offers=self._counters.dropped_offers,
         )
 
-    def broadcast_offer(self, frame: bytes) -> int:
-        """Offer a frame to every client; return how many took it. Never waits: who has no room loses it."""
-        return sum(client.offer(frame) for client in self._clients.values())
+    def broadcast_offer(self, frames: Sequence[bytes]) -> int:
+        """Offer frames to every client; return how many were taken. Never waits: who has no room loses them."""
+        return sum(client.offer_all(frames) for client in self._clients.values())
 
     async def serve(
         self, listener: TransportListener, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -7,7 +7,7 @@ bottom; the life of a request is `_handle_frames` → `_dispatch` → (`_answer_
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Final, final
@@ -138,6 +138,22 @@ class IPCClient(Client):
             return False
         self.post(frame)
         return True
+
+    def offer_all(self, frames: Sequence[bytes]) -> int:
+        """Offer frames one after the other; return how many were taken. They are joined: a call each would cost the most."""
+        at, count, lost = 0, len(frames), 0
+        while at < count:
+            room, end, size = self.outbound.room, at + 1, len(frames[at])
+            if size > room:
+                at, lost = end, lost + 1
+                continue
+            bound = min(room, REPLY_BATCH_MAX)
+            while end < count and (size := size + len(frames[end])) <= bound:
+                end += 1
+            self.post(frames[at] if end - at == 1 else b"".join(frames[at:end]))
+            at = end
+        self._counters.dropped_offers += lost
+        return count - lost
 
     def start_soon(self, task: Callable[..., Awaitable[Any]], *args: object) -> None:
         # The new task cannot run before the next await, and the reader sends its replies before each of its own.

@@ -225,6 +225,7 @@ class Node:
             admin_token=config.admin_token,
             events=self.events,
             carrier=self.carrier,
+            turn=self.carrier.turn,
         )
         self.carrier.attach(self.streams, self.datagrams.receive_packet)
         commands.update(build_table(self, wall_time=network.wall_time))

@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from itertools import count
-from types import TracebackType
 from typing import Any, Final
 
 import attrs
@@ -24,6 +23,7 @@ from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.daemon.state import NodeState, TunnelStatistics
 from pilot_trio.daemon.tunnel_log import TunnelLog
 from pilot_trio.daemon.tunnel_lookups import KeyAndRouteResolver, Lookups, NameResolver
+from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import NoRoute
 from pilot_trio.net.network import Addr, DatagramSocket, Endpoint
 from pilot_trio.net.timers import Timers
@@ -50,31 +50,6 @@ class TunnelReport:
     drops: dict[str, int]  # by reason
     defects: int  # datagram batches and rounds of upkeep that a defect of ours cost
     socket: UDPStatistics | None
-
-
-class _Turn:
-    """Holds sending back until the outermost turn ends. One object per tunnel: a turn costs two integer operations."""
-
-    __slots__ = ("_settle", "depth")
-
-    def __init__(self, settle: Callable[[], None]) -> None:
-        self._settle = settle
-        self.depth = 0
-
-    def __enter__(self) -> None:
-        self.depth += 1
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        # Also after an exception: what was sealed before it has its nonce and must leave.
-        if self.depth == 1:
-            try:
-                self._settle()
-            finally:
-                self.depth = 0
-        else:
-            self.depth -= 1
 
 
 class Tunnel:
@@ -116,7 +91,7 @@ class Tunnel:
         )
         self._report = TunnelLog(bus, settings.is_trusted)
         self._lookups = Lookups(resolver, network, on_key=self._on_key, on_route=self._on_route)
-        self._turn = _Turn(self._settle)
+        self._turn = Turn(self._settle)
         self._known_as: tuple[object, object] = (None, None)
         self._waiting: dict[int, trio.lowlevel.ParkingLot] = {}  # for a session, by node
         self._pings: dict[int, tuple[int, trio.Event]] = {}  # {sequence number: (node, answered)}
@@ -136,7 +111,7 @@ class Tunnel:
         self.on_beacon: Callable[[bytes, Endpoint], None] = _ignore_beacon
         """Gets what beacons say to the node itself; the caller of it must check the source."""
         state.tunnel_source = self.count
-        bus.subscribe(self._on_bus)
+        bus.subscribe(self._on_bus, "trust.changed")
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -181,7 +156,7 @@ class Tunnel:
 
     # --- turns -------------------------------------------------------------------------------------------------------
 
-    def turn(self) -> _Turn:
+    def turn(self) -> Turn:
         """Return a context manager: what is sent inside leaves in one batch when the outermost one ends."""
         return self._turn
 
@@ -275,7 +250,7 @@ class Tunnel:
     def _on_bus(self, event: Event) -> None:
         """Trust that ends takes the tunnel with it; if it was ended here, not before the peer was told (`forget`)."""
         data = event.data or {}
-        if event.topic == "trust.changed" and data.get("state") == "revoked" and data.get("reason") != "local":
+        if data.get("state") == "revoked" and data.get("reason") != "local":
             self.forget(data["peer_node_id"])
 
     # --- contact -----------------------------------------------------------------------------------------------------

@@ -15,11 +15,16 @@ class Turn(AbstractContextManager[None, None]):
     One object for all the turns of its owner: a turn costs two integer operations.
     """
 
-    __slots__ = ("_settle", "depth")
+    __slots__ = ("_last", "_settle", "depth")
 
     def __init__(self, settle: Callable[[], None]) -> None:
         self._settle = settle
+        self._last: list[Callable[[], None]] = []
         self.depth = 0
+
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Have something called when this turn ends, before it settles; it must not fail."""
+        self._last.append(call)
 
     def __enter__(self) -> None:
         self.depth += 1
@@ -30,6 +35,8 @@ class Turn(AbstractContextManager[None, None]):
         # Also after an exception: what was held back before it is to go on.
         if self.depth == 1:
             try:
+                while self._last:
+                    self._last.pop()()
                 self._settle()
             finally:
                 self.depth = 0

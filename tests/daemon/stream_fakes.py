@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -108,9 +108,10 @@ class FakeNode:
         )
         self.commands: CommandTable = routes(self)
 
-    def _deliver(self, frame: bytes) -> None:
+    def _deliver(self, frames: Sequence[bytes]) -> None:
         for client in self.clients:
-            client.offer(frame)
+            for frame in frames:
+                client.offer(frame)
 
     async def _members(self, network: NetworkId) -> Iterable[NodeId]:
         await trio.lowlevel.checkpoint()

@@ -9,6 +9,8 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from pilot_trio.address import BROADCAST_NODE, Address, NetworkId, Port
+from pilot_trio.daemon.datagrams import Datagrams
+from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import CommandError, NoRoute, PortNotAllowed, PortsExhausted, RegistryError
 from pilot_trio.proto.ports import EPHEMERAL_COUNT
 from pilot_trio.wire.ipc import Broadcast, Code, Target, decode_recv_from
@@ -26,6 +28,27 @@ async def test_a_datagram_to_oneself_reaches_every_client(nursery: trio.Nursery)
     codes = [code for code, _ in sender.take()]
     assert sorted(codes) == [Code.RECV_FROM, Code.SEND_TO_OK]
     assert received(idle) == [(SELF, 49152, 5555, b"hi")]
+
+
+async def test_datagrams_of_one_turn_are_offered_at_its_end_in_order_and_together(nursery: trio.Nursery) -> None:
+    offers: list[list[bytes]] = []
+    turn = Turn(lambda: None)
+    node = FakeNode()
+    datagrams = Datagrams(
+        node.state,
+        node.ports,
+        node.resolver,
+        lambda frames: offers.append(list(frames)),
+        members=node._members,
+        turn=turn,
+    )
+    with turn:
+        for number in range(3):
+            datagrams.receive(Address(NetworkId(0), OTHER), Port(50_000), NetworkId(0), Port(80), b"%d" % number)
+        assert offers == []
+    datagrams.receive(Address(NetworkId(0), OTHER), Port(50_000), NetworkId(0), Port(80), b"alone")
+    payloads = [[decode_recv_from(frame[5:])[3] for frame in frames] for frames in offers]
+    assert payloads == [[b"0", b"1", b"2"], [b"alone"]]
 
 
 async def test_each_datagram_has_another_source_port_and_keeps_none(nursery: trio.Nursery) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ class StandIn(FakeNode):
         """Serve on a real socket too."""
         await self.server.serve(await open_unix_listener(path), task_status=task_status)
 
-    def _deliver(self, frame: bytes) -> None:
-        self.server.broadcast_offer(frame)
+    def _deliver(self, frames: Sequence[bytes]) -> None:
+        self.server.broadcast_offer(frames)
 
     def _table(self) -> dict[int, Route]:
         table = dict(self.commands)

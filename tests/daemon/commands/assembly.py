@@ -202,7 +202,7 @@ async def assembled(
         state,
         ports,
         resolver,
-        lambda frame: offered[0].broadcast_offer(frame),
+        lambda frames: offered[0].broadcast_offer(frames),
         members=joined.members,
         admin_token=admin_token,
         events=events,

@@ -263,9 +263,28 @@ async def test_broadcast_reaches_who_has_room_and_counts_who_has_not(bench: Benc
         await trio.testing.wait_all_tasks_blocked()
     frame = encode_frame(Code.RECV_FROM, b"datagram" + bytes(20_000))
     dropped = bench.server.statistics().dropped_offers
-    assert bench.server.broadcast_offer(frame) == 1
+    assert bench.server.broadcast_offer([frame]) == 1
     assert bench.server.statistics().dropped_offers == dropped + 1
     assert await reading.read_frame() == frame[4:]
+
+
+async def test_offers_of_one_turn_arrive_in_order_and_only_what_finds_no_room_is_lost(bench: Bench) -> None:
+    client = await bench.connect()
+    client.write(DIAL)
+    await settled(lambda: len(bench.commands.clients) == 1)
+    frames = [encode_frame(Code.RECV_FROM, b"%d" % number + bytes(1_000)) for number in range(200)]
+    assert bench.server.broadcast_offer(frames) == 200
+    assert [await client.read_frame() for _ in frames] == [frame[4:] for frame in frames]
+    # Nobody reads now. A large frame that does not fit takes none of the small ones with it.
+    large = encode_frame(Code.RECV_FROM, bytes(200_000))
+    while bench.commands.clients[0].offer(large):
+        await trio.testing.wait_all_tasks_blocked()
+    dropped = bench.server.statistics().dropped_offers
+    assert bench.server.broadcast_offer([frames[0], large, frames[1]]) == 2
+    assert bench.server.statistics().dropped_offers == dropped + 1
+    while (frame := await client.read_frame()) == large[4:]:
+        pass
+    assert [frame, await client.read_frame()] == [frames[0][4:], frames[1][4:]]
 
 
 async def test_push_longer_than_a_frame_is_refused_where_it_is_made(bench: Bench) -> None:
