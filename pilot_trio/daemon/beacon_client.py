@@ -19,7 +19,7 @@ from pilot_trio.address import NodeId
 from pilot_trio.daemon.interfaces import Registry
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.errors import DecodeError, RegistryError
-from pilot_trio.net.addresses import is_literal, is_public
+from pilot_trio.net.addresses import is_literal, is_public, is_unspecified
 from pilot_trio.net.network import Endpoint, Network
 from pilot_trio.wire.beacon import Discover, DiscoverReply, Notify, NotifyKind, decode, normalise_host
 
@@ -31,6 +31,7 @@ LIST_JITTER: Final = 10.0  # seconds; random wait before the first; protocol, `s
 RESOLVE_TIMEOUT: Final = 5.0  # seconds for the name of a beacon; name servers that hang must not hold up the rest
 DISCOVER_RETRY: Final = 1.0  # seconds until an unanswered discover is repeated; the reference never does
 ANNOUNCE_TRIES: Final = 3  # discovers per keepalive interval to a beacon that does not answer
+NAT_INTERVAL: Final = 15.0  # seconds between registrations behind a NAT: how long a dead mapping goes unnoticed
 REPLY_TIME: Final = 2.0  # seconds in which an answer to a discover counts; protocol, `spec/tunnel.md` §12
 BEACONS_MAX: Final = 64  # beacons to choose from; a registry that lists more is not worth following
 
@@ -61,6 +62,11 @@ class BeaconLink(Protocol):
         """Learn the address of the beacon in use."""
         ...
 
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the socket is bound."""
+        ...
+
 
 class BeaconClient:
     """Talks to one of several beacons over the node's UDP socket.
@@ -72,7 +78,8 @@ class BeaconClient:
       configured: beacons that the operator named.
       registry: lists further ones.
       on_notify: called when the beacon says that a handshake waits at the registry; limits its own rate.
-      keepalive: seconds between registrations.
+      keepalive: seconds between registrations; behind a NAT they are more frequent, because only the beacon's answers show
+        that the router has another mapping by now.
       rng: source of jitter.
     """
 
@@ -104,6 +111,7 @@ class BeaconClient:
         self._chosen = trio.Event()  # the beacon's name was resolved, or could not be
         self._sent = self._replies = self._notifies = self._ignored = 0
         self._asked_at = -math.inf
+        self._observed: Endpoint | None = None  # where the beacon saw us last
         self.on_observed: Callable[[Endpoint], None] = _ignore
         """Gets every answer to a registration: where the beacon sees us."""
         self.on_switched: Callable[[], None] = _ignore_switch
@@ -166,9 +174,17 @@ class BeaconClient:
         await self._announce_until_answered()
         await trio.sleep(self._rng.uniform(0, DISCOVER_JITTER))
         while True:
-            await trio.sleep(self._keepalive)
+            await trio.sleep(min(self._keepalive, NAT_INTERVAL) if self._is_behind_nat() else self._keepalive)
             await self._choose([self._beacon] if self._beacon is not None else [])
             await self._announce_until_answered()
+
+    def _is_behind_nat(self) -> bool:
+        """Say whether the beacon sees this socket elsewhere than where it is."""
+        own, seen = self._link.endpoint, self._observed
+        if seen is None or self._address is None:
+            return False
+        host = own.host if not is_unspecified(own.host) else self._network.source_host(self._address)
+        return own.port != seen.port or (bool(host) and host != seen.host)
 
     async def _announce_until_answered(self) -> None:
         """A beacon that has lost our datagram cannot relay to us before the next one; a few more cost nothing."""
@@ -235,7 +251,8 @@ class BeaconClient:
             self._reply_arrived.set()
             if trio.current_time() - self._asked_at <= REPLY_TIME:
                 self._asked_at = -math.inf  # one answer to each question
-                self.on_observed(self._replied[0])
+                self._observed = self._replied[0]
+                self.on_observed(self._observed)
         elif isinstance(message, Notify) and message.kind == NotifyKind.HANDSHAKE:
             self._notifies += 1
             self._on_notify()

@@ -84,6 +84,10 @@ class Tunnel(Protocol):
         """Turn a peer to the relay, if there is one; True if that changed anything."""
         ...
 
+    def doubt(self, node: int, /) -> None:
+        """Look for a node on every path: it does not answer as it should."""
+        ...
+
     def undo_relay(self, node: int, /) -> None:
         """Take `use_relay` back: the dial that asked for it has failed."""
         ...
@@ -202,6 +206,10 @@ class TunnelCarrier(Carrier):
         for attempt, timeout in enumerate(SYN_TIMEOUTS):
             if attempt == DIRECT_ATTEMPTS or (attempt == 1 and tunnel.key_came_by_relay(node)):
                 turned = tunnel.use_relay(node) or turned
+            if attempt == 1:
+                tunnel.doubt(
+                    node
+                )  # it may have restarted elsewhere, and packets to where it was are lost without a word
             if attempt:
                 connection.machine.send_syn()
                 self._advance(connection)
@@ -308,6 +316,12 @@ class TunnelCarrier(Carrier):
                 reset = Packet(RST, STREAM, remote.address, local.address, remote.port, local.port)
                 connection.receive_packet(reset)
                 self._touched[connection] = None
+
+    def repeat_now(self, node: int) -> None:
+        """Let streams to a node go on at once: its path was dead, and they would wait for timeouts that have grown long."""
+        for connection in list(self._connections.values()):
+            if connection.remote.address.node == node:
+                connection.repeat_now()
 
     # --- admission (§3.3) --------------------------------------------------------------------------------------------
 

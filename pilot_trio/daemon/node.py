@@ -179,6 +179,7 @@ class Node:
         )
         self.tunnel.deliver = self.carrier.receive
         self.tunnel.on_restart = self.carrier.forget_streams
+        self.tunnel.on_answer = self.carrier.repeat_now
         self.trust.on_asked = self.carrier.expect_reply
         self.trust.on_parted = self.tunnel.forget
         self.beacon: Final = BeaconClient(
@@ -212,7 +213,6 @@ class Node:
             events=self.events,
             source_host=network.source_host,
             clock=network.clock,
-            relay_only=config.relay_only,
         )
         commands: CommandTable = {}
         self.ipc: Final = IPCServer(commands, turn=self.carrier.turn)

@@ -78,6 +78,11 @@ class RemoteConnection(Connection):
         """Hand over packets that arrived one after the other, as `receive_packet` does with one."""
         self.machine.receive_packets(packets, trio.current_time())
 
+    def repeat_now(self) -> None:
+        """Send again now what waits for a timeout: the path was dead and is no more."""
+        self.machine.repeat_now(trio.current_time())
+        self._pump(self)
+
     def _on_due(self, now: float) -> None:
         self.machine.handle_timeout(now)
         self._pump(self)

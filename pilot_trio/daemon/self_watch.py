@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Any, Final, Protocol
 
 import attrs
@@ -18,13 +19,11 @@ from pilot_trio.daemon.state import NodeState
 from pilot_trio.net.network import Endpoint
 from pilot_trio.proto.address_watch import AddressWatch, Change
 from pilot_trio.proto.rx_watch import LOOK_INTERVAL, ReceiveWatch, Recovered, Resumed, Silent
-from pilot_trio.proto.tunnel.errors import TunnelError
-from pilot_trio.proto.tunnel.settings import PATH_PROBE
-from pilot_trio.proto.tunnel.upkeep_packets import path_probe
-from pilot_trio.wire.packet import Packet
 
 ADDRESS_INTERVAL: Final = 1.0  # seconds between looks at the local address; protocol, `spec/tunnel.md` §12
-PROBE_REPEATS: Final = (0.0, 1.0, 2.0)  # seconds before each round of path probes, so at 0, 1 and 3; protocol §12
+MOVED_GAP: Final = (
+    5.0  # seconds between two rounds of telling peers; a beacon that lies cannot make us do it all the time
+)
 SECOND_ANNOUNCEMENT: Final = 31.0  # seconds; beacons ignore a second move within 30; protocol §12
 RENEW_ATTEMPTS: Final = 3  # re-registrations per recovery; protocol §12; the heartbeat goes on from there
 
@@ -34,12 +33,8 @@ _log = logging.getLogger("pilot_trio.tunnel")
 class Tunnels(Protocol):
     """What is needed of the tunnels."""
 
-    def peer_rows(self) -> list[dict[str, Any]]:
-        """Return the peers as clients see them."""
-        ...
-
-    def send(self, node: int, packet: Packet, /) -> None:
-        """Send a packet; raises `TunnelError`."""
+    def moved(self) -> int:
+        """Show peers where this node is now, until they answer; return how many that concerns."""
         ...
 
 
@@ -71,7 +66,6 @@ class SelfWatch:
       events: where changes are published.
       source_host: the address that the system would send from; see `Network.source_host`.
       clock: see `Network.clock`.
-      relay_only: tell no peer directly.
     """
 
     state: NodeState
@@ -81,17 +75,20 @@ class SelfWatch:
     events: EventBus
     source_host: Callable[[Endpoint], str | None]
     clock: Callable[[], float]
-    relay_only: bool = False
     _watch: AddressWatch = attrs.field(factory=AddressWatch, init=False)
     _change: Change | None = attrs.field(default=None, init=False)  # not acted on yet; a newer one replaces it
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _seen_at: Endpoint | None = attrs.field(
+        default=None, init=False
+    )  # where the beacon saw us when peers were last told
+    _told_at: float = attrs.field(default=-inf, init=False)
 
     # --- the own address ---------------------------------------------------------------------------------------------
 
     async def watch_address(self) -> None:
         """Follow the own address until cancelled."""
         self.beacon.on_observed = self._on_observed
-        self.beacon.on_switched = self._watch.restart
+        self.beacon.on_switched = self._on_switched
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_local)
             while True:
@@ -110,9 +107,20 @@ class SelfWatch:
                     return  # this network cannot say, and will not learn to
                 self._note(self._watch.local(host, trio.current_time()))
 
+    def _on_switched(self) -> None:
+        self._watch.restart()
+        self._seen_at = None
+
     def _on_observed(self, endpoint: Endpoint) -> None:
         now = trio.current_time()
-        self._note(self._watch.observed(endpoint.host, now))
+        if self._seen_at is None:
+            self._seen_at = endpoint
+        elif endpoint != self._seen_at and now - self._told_at >= MOVED_GAP:
+            # Another mapping: who is behind a router of its own cannot reach this one before both have been told. A few
+            # probes cost little, so that one answer of the beacon is enough for them; for the registry it takes two.
+            self._seen_at, self._told_at = endpoint, now
+            self.tunnels.moved()
+        self._note(self._watch.observed(str(endpoint), now))
         if self._watch.wants_confirmation(now):
             self.beacon.announce()
 
@@ -126,33 +134,18 @@ class SelfWatch:
             return
         _log.info("own address changed", extra={"kv": {"reason": change.reason.value, "current": change.current}})
         self.beacon.announce()
-        peers = self._direct_peers()
-        nursery.start_soon(self._probe, peers)
+        peers = self.tunnels.moved()
+        self._told_at = trio.current_time()
         nursery.start_soon(self._announce_again)
         registered = await self._renew()
         data = {
             "reason": change.reason.value,
             "previous": change.previous,
             "current": change.current,
-            "peers_notified": len(peers),
+            "peers_notified": peers,
             "registry_ok": registered,
         }
         self.events.publish("tunnel.addr_changed", data)
-
-    def _direct_peers(self) -> list[int]:
-        if self.relay_only:
-            return []
-        return [row["node_id"] for row in self.tunnels.peer_rows() if row["encrypted"] and not row["relay"]]
-
-    async def _probe(self, peers: list[int]) -> None:
-        """Let peers see frames from the new address: an authenticated one moves their idea of our endpoint at once."""
-        for pause in PROBE_REPEATS:
-            await trio.sleep(pause)
-            for node in peers:
-                try:
-                    self.tunnels.send(node, path_probe(self.state.node_id, node, PATH_PROBE))
-                except TunnelError as exc:
-                    _log.debug("peer not told", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
 
     async def _announce_again(self) -> None:
         await trio.sleep(SECOND_ANNOUNCEMENT)

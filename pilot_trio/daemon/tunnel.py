@@ -108,6 +108,8 @@ class Tunnel:
         """Called for every established session, and again when the peer shows its key anew."""
         self.on_restart: Callable[[int], None] = _ignore
         """Called when a peer has proven to be a new process: nothing that was open to it is known there any more."""
+        self.on_answer: Callable[[int], None] = _ignore
+        """Called when a peer answers again whose path was in doubt: what waits to be repeated can be repeated now."""
         self.on_beacon: Callable[[bytes, Endpoint], None] = _ignore_beacon
         """Gets what beacons say to the node itself; the caller of it must check the source."""
         state.tunnel_source = self.count
@@ -195,13 +197,15 @@ class Tunnel:
         elif isinstance(event, events.KeyNeeded):
             self._lookups.key(event.node)
         elif isinstance(event, events.RouteNeeded):
+            if event.fresh:
+                self._resolver.forget(event.node)
             self._lookups.route(event.node)
         elif isinstance(event, events.Restarted):
             _log.info("peer has restarted", extra={"kv": {"peer_node_id": event.node}})
             self.on_restart(event.node)
+        elif isinstance(event, events.Answered):
+            self.on_answer(event.node)
         else:
-            if isinstance(event, events.PathSuspect):
-                self._resolver.forget(event.node)  # where it was is not where it answers; ask anew
             self._report.report(event)
             if isinstance(event, events.Established | events.SameSession):
                 self._wake(event.node)
@@ -366,6 +370,16 @@ class Tunnel:
         """Turn a peer to the relay for a dial that got no answer; True if it was not on it."""
         with self._turn:
             return self._machine.use_relay(node)
+
+    def doubt(self, node: int) -> None:
+        """Look for a node on every path, and where the registry says that it is: it does not answer as it should."""
+        with self._turn:
+            self._machine.doubt(node, trio.current_time())
+
+    def moved(self) -> int:
+        """Show peers where this node is now, until they answer; return how many that concerns."""
+        with self._turn:
+            return self._machine.moved(trio.current_time())
 
     def undo_relay(self, node: int) -> None:
         """Take `use_relay` back after a dial that failed by relay too."""

@@ -18,6 +18,11 @@ def is_literal(host: str) -> bool:
     return True
 
 
+def is_unspecified(host: str) -> bool:
+    """Say whether `host` means every address of this machine."""
+    return host in _LOOPBACK_OF
+
+
 def is_public(host: str) -> bool:
     """Say whether `host` is an address literal that others on the Internet can reach."""
     if not is_literal(host):

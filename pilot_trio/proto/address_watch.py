@@ -1,6 +1,6 @@
 """Notices that this machine's own address has changed (`spec/tunnel.md` §12). Pure.
 
-Two inputs say so: the address that the system would send from, looked at often, and the address in the beacon's answers,
+Two inputs say so: the address that the system would send from, looked at often, and the endpoint in the beacon's answers,
 which sees through NATs but is a stranger's word: it counts when two answers in a row agree. Each input has patience of its
 own, so that a link that flaps, or a beacon that lies, costs little.
 """
@@ -18,7 +18,7 @@ LOCAL_BACKOFF: Final = (10.0, 120.0)  # seconds, first and last, between changes
 LOCAL_QUIET: Final = 600.0  # seconds without a change after which patience begins anew; protocol §12
 OBSERVED_BACKOFF: Final = (60.0, 3600.0)  # seconds, likewise for the observed address; protocol §12
 OBSERVED_QUIET: Final = 7200.0  # seconds, likewise; protocol §12
-CONFIRM_GAP: Final = 30.0  # seconds between two questions whether a new observed address is true; protocol §12
+CONFIRM_GAP: Final = 30.0  # seconds between two questions whether a new observed endpoint is true; protocol §12
 
 
 class Reason(Enum):
@@ -74,16 +74,16 @@ class AddressWatch:
         """Take the address that the system sends from; "" if there is no way out at the moment."""
         return self._judge(self._local, Reason.LOCAL, host, now) if host else None
 
-    def observed(self, host: str, now: float) -> Change | None:
-        """Take the address in a beacon's answer."""
-        if host == self._observed.acted_on or not self._observed.acted_on:
+    def observed(self, endpoint: str, now: float) -> Change | None:
+        """Take the endpoint in a beacon's answer. Its port counts too: a router that restarted has the same address."""
+        if endpoint == self._observed.acted_on or not self._observed.acted_on:
             self._candidate = ""
-            self._observed.acted_on = host
+            self._observed.acted_on = endpoint
             return None
-        if host != self._candidate:
-            self._candidate = host
+        if endpoint != self._candidate:
+            self._candidate = endpoint
             return None
-        return self._judge(self._observed, Reason.OBSERVED, host, now)
+        return self._judge(self._observed, Reason.OBSERVED, endpoint, now)
 
     def wants_confirmation(self, now: float) -> bool:
         """Say whether to ask the beacon once more, because it has just named a new address."""

@@ -63,6 +63,7 @@ class FakeTunnel:
         self.relayed: set[int] = set()
         self.in_use: dict[int, bool] = {}
         self.undone: list[int] = []
+        self.doubted: list[int] = []
         self._turns = 0
         self._out: list[tuple[int, Packet]] = []
 
@@ -115,6 +116,9 @@ class FakeTunnel:
         new = node not in self.relayed
         self.relayed.add(node)
         return new
+
+    def doubt(self, node: int, /) -> None:
+        self.doubted.append(node)
 
     def undo_relay(self, node: int, /) -> None:
         self.undone.append(node)

@@ -71,6 +71,10 @@ class Link:
         self.sock = sock
         self.beacon: Endpoint | None = None
 
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.sock.endpoint
+
     def send_beacon(self, message: bytes, beacon: Endpoint) -> bool:
         return self.sock.send_nowait(message, beacon)
 

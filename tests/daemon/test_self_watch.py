@@ -9,35 +9,24 @@ import trio
 from trio.testing import MockClock
 
 from pilot_trio.daemon.events import EventBus
-from pilot_trio.daemon.self_watch import ADDRESS_INTERVAL, RENEW_ATTEMPTS, SECOND_ANNOUNCEMENT, SelfWatch
+from pilot_trio.daemon.self_watch import ADDRESS_INTERVAL, MOVED_GAP, RENEW_ATTEMPTS, SECOND_ANNOUNCEMENT, SelfWatch
 from pilot_trio.daemon.state import TunnelStatistics
 from pilot_trio.net.network import Endpoint, SystemNetwork
 from pilot_trio.proto.rx_watch import LOOK_INTERVAL, RESUMED_AFTER, SENT_MIN, SILENCE
-from pilot_trio.proto.tunnel.errors import NoTunnel
-from pilot_trio.proto.tunnel.settings import PATH_PROBE
-from pilot_trio.wire.packet import Packet
 from tests.daemon.fakes import make_state, record_events
 
 BEACON = Endpoint("192.0.2.9", 9001)
 A, B = "192.0.2.1", "192.0.2.2"
-DIRECT, RELAYED, KEYLESS, GONE = 11, 12, 13, 14
+PEERS = 2
 
 
 class Tunnels:
     def __init__(self) -> None:
-        self.sent: list[tuple[float, int]] = []
+        self.told: list[float] = []
 
-    def peer_rows(self) -> list[dict[str, Any]]:
-        return [
-            {"node_id": node, "encrypted": node != KEYLESS, "relay": node == RELAYED}
-            for node in (DIRECT, RELAYED, KEYLESS, GONE)
-        ]
-
-    def send(self, node: int, packet: Packet, /) -> None:
-        if node == GONE:
-            raise NoTunnel(node)
-        assert packet.payload == PATH_PROBE
-        self.sent.append((trio.current_time(), node))
+    def moved(self) -> int:
+        self.told.append(trio.current_time())
+        return PEERS
 
 
 class Beacon:
@@ -52,7 +41,7 @@ class Beacon:
 
 
 class Setup:
-    def __init__(self, *, relay_only: bool = False, registered: bool = True) -> None:
+    def __init__(self, *, registered: bool = True) -> None:
         self.state = make_state(7 if registered else 0)
         self.tunnels, self.beacon = Tunnels(), Beacon()
         self.bus = EventBus()
@@ -69,7 +58,6 @@ class Setup:
             events=self.bus,
             source_host=lambda _beacon: self.host,
             clock=lambda: trio.current_time() + self.asleep,
-            relay_only=relay_only,
         )
 
     async def renew(self) -> bool:
@@ -103,22 +91,11 @@ async def test_a_new_address_is_told_to_beacon_peers_and_registry(autojump_clock
         await trio.sleep(40)
         start = setup.beacon.announced[0]
         assert setup.beacon.announced == [start, start + SECOND_ANNOUNCEMENT]
-        assert setup.tunnels.sent == [(start, DIRECT), (start + 1, DIRECT), (start + 3, DIRECT)]
+        assert setup.tunnels.told == [start]
         assert setup.renewals == 1
         assert setup.data("tunnel.addr_changed") == [
-            {"reason": "local_address", "previous": A, "current": B, "peers_notified": 2, "registry_ok": True}
+            {"reason": "local_address", "previous": A, "current": B, "peers_notified": PEERS, "registry_ok": True}
         ]
-
-
-async def test_a_hidden_node_tells_no_peer(autojump_clock: MockClock) -> None:
-    setup = Setup(relay_only=True)
-    setup.beacon.address = BEACON
-    async with setup.watching():
-        await trio.sleep(2)
-        setup.host = B
-        await trio.sleep(10)
-        assert setup.tunnels.sent == []
-        assert setup.data("tunnel.addr_changed")[0]["peers_notified"] == 0
 
 
 @pytest.mark.parametrize("failures", [RENEW_ATTEMPTS - 1, RENEW_ATTEMPTS])
@@ -166,14 +143,37 @@ async def test_what_the_beacon_sees_is_confirmed_before_it_counts(autojump_clock
         assert len(setup.beacon.announced) == 1  # the question
         await trio.sleep(1)
         assert setup.renewals == 0
-        setup.beacon.on_observed(Endpoint("198.51.100.2", 6))
+        setup.beacon.on_observed(Endpoint("198.51.100.2", 5))
         await trio.sleep(1)
-        assert setup.data("tunnel.addr_changed")[0]["reason"] == "observed_endpoint"
+        (data,) = setup.data("tunnel.addr_changed")
+        assert (data["reason"], data["current"]) == ("observed_endpoint", "198.51.100.2:5")
         setup.beacon.on_switched()
         setup.beacon.on_observed(Endpoint("198.51.100.1", 5))
         setup.beacon.on_observed(Endpoint("198.51.100.1", 5))
         await trio.sleep(100)
         assert len(setup.data("tunnel.addr_changed")) == 1
+
+
+async def test_peers_are_told_of_another_port_at_once_and_the_registry_when_it_is_confirmed(
+    autojump_clock: MockClock,
+) -> None:
+    setup = Setup()
+    async with setup.watching():
+        setup.beacon.on_observed(Endpoint("198.51.100.1", 5))
+        setup.beacon.on_observed(Endpoint("198.51.100.1", 6))
+        assert len(setup.tunnels.told) == 1
+        await trio.sleep(1)
+        assert setup.renewals == 0
+        setup.beacon.on_observed(Endpoint("198.51.100.1", 6))
+        await trio.sleep(1)
+        assert setup.renewals == 1
+        # A beacon that names another port each time cannot keep us busy.
+        told = len(setup.tunnels.told)
+        for port in range(100):
+            setup.beacon.on_observed(Endpoint("198.51.100.1", 10 + port))
+            await trio.sleep(0.1)
+        assert len(setup.tunnels.told) - told <= 10 / MOVED_GAP
+        assert setup.renewals == 1
 
 
 async def test_silence_is_answered_by_registering_anew_and_its_end_is_told(autojump_clock: MockClock) -> None:

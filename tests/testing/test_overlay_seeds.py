@@ -134,7 +134,9 @@ async def live_through(seed: int) -> str:
         assert streams_open(nodes) == 0
         assert [node.handle.statistics().tunnel.traffic.peers for node in nodes] == [0] * NODES
         assert [node.handle.statistics().tunnel.defects for node in nodes] == [0] * NODES
-        assert network.statistics().in_flight == 0
+        with trio.fail_after(5):  # nodes behind routers go on telling the beacon where they are
+            while network.statistics().in_flight:  # noqa: ASYNC110  (virtual time, and no event says so)
+                await trio.sleep(0.01)
         return network.fingerprint()
 
 

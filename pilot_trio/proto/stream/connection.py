@@ -371,6 +371,10 @@ class Connection:
             self._receiver.ack_at, self._liveness.check_at, self._closing.next_deadline,
         )  # fmt: skip
 
+    def repeat_now(self, now: float) -> None:
+        """Make due now what waits for a timeout that has grown: the path was dead and is no more."""
+        self._sender.repeat_now(now)
+
     def handle_timeout(self, now: float) -> None:
         """Do what is due. Calling it early is harmless."""
         sender, closing = self._sender, self._closing

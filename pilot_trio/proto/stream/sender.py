@@ -317,6 +317,12 @@ class Sender:
             return self._on_retransmission_timeout(now)
         return True
 
+    def repeat_now(self, now: float) -> None:
+        """End a wait that has grown with every timeout; whatever the path swallowed before is no reason to give up now."""
+        if self._backoff > 1.0 and self.retransmit_at < inf:
+            self.retransmit_at = now
+            self._timeouts = min(self._timeouts, TRANSMISSIONS_MAX - 2)
+
     def _on_retransmission_timeout(self, now: float) -> bool:
         self.retransmit_at = inf
         head = self.queue.head

@@ -4,6 +4,8 @@
 - `peer`: what is known of one peer: its session, its route, the exchange under way, packets that wait for a key.
 - `session`: one agreed key: sealing, opening, replay windows, the gates that end it.
 - `route`: direct or by relay, and why.
+- `paths`: how peers are found again: paths in doubt, the way back from the relay, starting over.
+- `upkeep`: when something is due for a peer.
 - `events`: what the shell has to act upon, log or publish.
 - `settings`: every constant, what the protocol fixes apart from what we chose.
 

@@ -48,6 +48,7 @@ class Core:
         self.beacon: Addr | None = None
         self.peers: dict[int, Peer] = {}
         self.relayed_peers = 0
+        self.touched: dict[int, None] = {}  # nodes for which something may be due earlier than upkeep knows
         self.out: list[tuple[bytes, Addr]] = []
         self.events: deque[Event] = deque()
         self.drops: Counter[Drop] = Counter()
@@ -63,7 +64,12 @@ class Core:
                 if idle is not None:
                     self.forget(idle.node)
             peer = self.peers[node] = Peer(node, frame_at=now)
+            self.touch(peer)
         return peer
+
+    def touch(self, peer: Peer) -> None:
+        """Have upkeep set a peer's deadline anew: something may be due earlier now."""
+        self.touched[peer.node] = None
 
     def end_session(self, peer: Peer) -> None:
         """Drop a peer's session, all but the last counter: a peer that keeps its own would take lower ones for replays."""
@@ -101,6 +107,7 @@ class Core:
             return False
         if peer.route.turn_to_relay(why, pin=pin):
             self.relayed_peers += 1
+            self.touch(peer)
             self.events.append(RelayActivated(peer.node, why))
         return True
 

@@ -55,9 +55,10 @@ class KeyNeeded(Event):
 
 @attrs.frozen
 class RouteNeeded(Event):
-    """Resolve the node and call `on_route`."""
+    """Resolve the node and call `on_route`. `fresh`: what is cached may be what does not work."""
 
     node: int
+    fresh: bool = False
 
 
 @attrs.frozen
@@ -141,6 +142,13 @@ class PathSuspect(Event):
 @attrs.frozen
 class PathRecovered(Event):
     """The peer answers again after probes."""
+
+    node: int
+
+
+@attrs.frozen
+class Answered(Event):
+    """The peer was in doubt and has answered: what waits for a timeout need not wait any longer."""
 
     node: int
 

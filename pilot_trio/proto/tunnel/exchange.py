@@ -108,6 +108,7 @@ class KeyExchanges:
             exchange = peer.exchange = peer.exchange or Exchange()
             exchange.attempts += 1
             exchange.last_sent_at = now
+            core.touch(peer)
 
     def request(self, peer: Peer, now: float) -> bool:
         """Ask for the peer's key frame because something could not be opened (§7.6); False if it was asked just now."""
@@ -273,6 +274,7 @@ class KeyExchanges:
             self._refuse(peer.node, Drop.BAD_KEY)
             return
         peer.session = Session(key, core.node_id, frame.x25519, core.random_bytes, now, core.last_counter(frame.x25519))
+        core.touch(peer)
         peer.installed_at = peer.used_at = peer.opened_at = now
         peer.installed_frame, peer.installed_by_relay = arrival.data, arrival.relayed
         peer.route.key_came_by_relay = arrival.relayed

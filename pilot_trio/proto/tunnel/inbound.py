@@ -8,6 +8,7 @@ from pilot_trio.errors import DecodeError
 from pilot_trio.proto.tunnel.core import Core
 from pilot_trio.proto.tunnel.events import Addr, BeaconSaid, ControlArrived, Drop, PeerAdded, Refused
 from pilot_trio.proto.tunnel.exchange import KeyExchanges
+from pilot_trio.proto.tunnel.route import PEER_RELAYS
 from pilot_trio.proto.tunnel.sealed import Received, SealedPackets
 from pilot_trio.proto.tunnel.settings import PUNCHES
 from pilot_trio.proto.tunnel.upkeep_packets import is_swallowed
@@ -70,7 +71,7 @@ class Inbound:
         """A peer with a session but without a direct address is reached the way it reaches us (§9.2)."""
         peer = self._core.peers.get(node)
         if peer is not None and peer.session is not None and peer.route.address is None:
-            self._core.turn_to_relay(peer, "peer sends by relay", pin=False)
+            self._core.turn_to_relay(peer, PEER_RELAYS, pin=False)
 
     def _on_frame(self, data: bytes, source: Addr, now: float, received: list[Received], *, relayed: bool) -> None:
         core = self._core

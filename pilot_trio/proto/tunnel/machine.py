@@ -20,8 +20,10 @@ from pilot_trio.proto.tunnel.events import Addr, Drop, Event, RouteNeeded
 from pilot_trio.proto.tunnel.exchange import KeyExchanges
 from pilot_trio.proto.tunnel.inbound import Inbound
 from pilot_trio.proto.tunnel.outbound import Outbound
+from pilot_trio.proto.tunnel.paths import Paths
+from pilot_trio.proto.tunnel.route import RELAY_ONLY
 from pilot_trio.proto.tunnel.sealed import Received, SealedPackets
-from pilot_trio.proto.tunnel.settings import TunnelSettings
+from pilot_trio.proto.tunnel.settings import IDLE_AFTER, TunnelSettings
 from pilot_trio.proto.tunnel.upkeep import Upkeep
 from pilot_trio.wire.packet import STREAM, Packet
 
@@ -55,10 +57,11 @@ class TunnelMachine:
             identity=identity, keypair=keypair, settings=settings or TunnelSettings(), random_bytes=random_bytes
         )
         self._exchanges = KeyExchanges(self._core)
-        self._upkeep = Upkeep(self._core, self._exchanges)
+        self._paths = Paths(self._core)
+        self._upkeep = Upkeep(self._core, self._exchanges, self._paths)
         self._sealed = SealedPackets(self._core, self._exchanges)
         self._inbound = Inbound(self._core, self._exchanges, self._sealed)
-        self._outbound = Outbound(self._core, self._exchanges, self._upkeep)
+        self._outbound = Outbound(self._core, self._exchanges)
 
     # --- what the shell tells ----------------------------------------------------------------------------------------
 
@@ -79,6 +82,7 @@ class TunnelMachine:
         peer = self._core.peers.get(node)
         if peer is not None:
             peer.in_use, peer.used_at = in_use, now
+            self._core.touch(peer)
 
     def ensure(self, node: int, now: float) -> None:
         """Make contact with a node: resolve it unless its endpoint is known, exchange keys unless there is a session."""
@@ -87,7 +91,6 @@ class TunnelMachine:
             self._core.events.append(RouteNeeded(node))
         elif peer.session is None and peer.exchange is None and now >= peer.cooldown_until:
             self._exchanges.start(peer, now, copy=True)
-        self._upkeep.arm(now)
 
     def on_route(self, node: int, answer: RouteAnswer | None, now: float) -> None:
         """Take the answer to `RouteNeeded`; None if the node could not be resolved."""
@@ -95,27 +98,28 @@ class TunnelMachine:
         known = core.peers.get(node)
         if answer is None:
             return
-        if known is not None and known.route.relay and known.session is not None and not answer.relay_only:
-            self._upkeep.start_upgrade(known, answer.address, now)
-            return
+        if known is not None:
+            known.route.hidden = answer.relay_only
+            if known.session is not None and not answer.relay_only:
+                self._paths.try_endpoint(known, answer.address, now)
+                return
         peer = known or core.peer(node, now)
         peer.used_at = now
+        peer.route.hidden = answer.relay_only
         if answer.relay_only or core.settings.relay_only:
-            core.turn_to_relay(peer, "relay only", pin=True)
+            core.turn_to_relay(peer, RELAY_ONLY, pin=True)
         elif not answer.same_lan:
-            self._upkeep.punch(node)
+            self._paths.punch(peer)
         if peer.route.address is None and not answer.relay_only:
             peer.route.address = answer.address
         if peer.session is None and peer.exchange is None and now >= peer.cooldown_until:
             self._exchanges.start(peer, now, copy=True)
-        self._upkeep.arm(now)
 
     def on_key(self, node: int, key: bytes | None, now: float) -> list[Received]:
         """Take the answer to `KeyNeeded`, None if it could not be had; return packets that waited for it."""
         received: list[Received] = []
         self._exchanges.on_key(node, key, now)
         self._sealed.retry_early(node, now, received)
-        self._upkeep.arm(now)
         return received
 
     def use_relay(self, node: int) -> bool:
@@ -145,15 +149,32 @@ class TunnelMachine:
             if peer.route.relay:
                 peer.route.relay = False
                 self._core.leave_relay(peer)
-            self._upkeep.reset_path(peer, now)
+            self._paths.reset(peer, now)
         else:
-            self._core.events.append(RouteNeeded(node))
+            self._core.events.append(RouteNeeded(node, fresh=True))
         return report
+
+    def doubt(self, node: int, now: float) -> None:
+        """Look for a node on every path, and where the registry says that it is: it does not answer as fast as it should."""
+        peer = self._core.peers.get(node)
+        if peer is not None and not peer.doubts:
+            self._paths.doubt(peer, now, resolve=True)
+
+    def moved(self, now: float) -> int:
+        """Show every peer in use where this node is now, its own address or mapping has changed; return how many they are.
+
+        A node that hides its endpoint has nothing to show: the beacon, by which everybody reaches it, is told by others.
+        """
+        if self._core.settings.relay_only:
+            return 0
+        peers = [peer for peer in self._core.peers.values() if peer.session and not peer.is_idle(now, IDLE_AFTER)]
+        for peer in peers:
+            self._paths.doubt(peer, now, resolve=False)
+        return len(peers)
 
     def forget(self, node: int) -> None:
         """Drop all state of a node: trust in it was withdrawn."""
         self._core.forget(node)
-        self._upkeep.forget(node)
 
     def unreachable(self, to: Addr) -> None:
         """Note that the network said "no way there" for an endpoint."""
@@ -194,7 +215,6 @@ class TunnelMachine:
         """Work in datagrams; return the packets that were authenticated, in order. Never raises, whatever the bytes."""
         received: list[Received] = []
         self._inbound.receive(batch, now, received)
-        self._upkeep.arm(now)
         return received
 
     # --- time and outputs --------------------------------------------------------------------------------------------

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from pilot_trio.proto.tunnel.core import Core
 from pilot_trio.proto.tunnel.errors import ExchangeFailed, NoTunnel, QueueFull, TooManyPending
 from pilot_trio.proto.tunnel.events import Drop, Refused
 from pilot_trio.proto.tunnel.exchange import KeyExchanges
 from pilot_trio.proto.tunnel.peer import Peer
-from pilot_trio.proto.tunnel.settings import QUEUE_PACKETS, QUEUE_PEERS
-from pilot_trio.proto.tunnel.upkeep import Upkeep
+from pilot_trio.proto.tunnel.settings import DOUBT_AFTER, QUEUE_PACKETS, QUEUE_PEERS
 from pilot_trio.wire import tunnel
+from pilot_trio.wire.packet import ACK, HEADER_SIZE
 
 
 class Outbound:
     """The sending side of the machine."""
 
-    def __init__(self, core: Core, exchanges: KeyExchanges, upkeep: Upkeep) -> None:
+    def __init__(self, core: Core, exchanges: KeyExchanges) -> None:
         self._core = core
         self._exchanges = exchanges
-        self._upkeep = upkeep
 
     def send(self, node: int, packets: Sequence[bytes], now: float, *, salvage: bool) -> None:
         """Do what `TunnelMachine.send_packets` says."""
@@ -37,6 +37,9 @@ class Outbound:
         else:
             if salvage:
                 session.remember(packets, now)
+            if peer.doubt_at == inf and _wants_answer(packets):
+                peer.asked_at, peer.doubt_at = now, now + DOUBT_AFTER
+                core.touch(peer)
             core.write_all(peer, session.seal_run(packets), now)
             core.traffic.sealed += len(packets)
 
@@ -49,8 +52,13 @@ class Outbound:
         peer.queue.extend((now, packet) for packet in packets[:room])
         if peer.exchange is None:
             self._exchanges.start(peer, now, copy=True)
-        self._upkeep.arm(now)
+        self._core.touch(peer)
         if len(packets) > room:
             self._core.drops[Drop.QUEUE_FULL] += len(packets) - room
             self._core.events.append(Refused(peer.node, Drop.QUEUE_FULL))
             raise QueueFull(peer.node)
+
+
+def _wants_answer(packets: Sequence[bytes]) -> bool:
+    """Say whether the last of some encoded packets is more than an acknowledgment, which nobody answers."""
+    return bool(packets) and (packets[-1][0] & 0x0F != ACK or len(packets[-1]) > HEADER_SIZE)

@@ -56,9 +56,15 @@ class Peer:
     probe_at: float = -inf
     probe_pause_until: float = -inf
     reset_at: float = -inf
-    upgrade_at: float = -inf
-    upgrade_probes: int = 0
-    upgrade_to: Addr | None = None
+    upgrade_at: float = -inf  # when to try next to leave the relay
+    upgrade_probes: int = 0  # still to be sent of the attempt under way
+    upgrade_probe_at: float = inf
+    upgrade_to: tuple[Addr, ...] = ()
+    asked_at: float = -inf  # when something was sent that wants an answer, and nothing has come since
+    doubt_at: float = inf  # when to look whether it has been answered
+    doubts: int = 0  # rounds of probes since then
+    resolved_at: float = -inf  # when its route was last asked for anew
+    due_at: float = inf  # when upkeep looks at it next
     queue_warned_at: float = -inf
 
     @property
@@ -68,4 +74,4 @@ class Peer:
 
     def is_idle(self, now: float, after: float) -> bool:
         """Say whether nothing but upkeep has passed for `after` seconds and no connection is open."""
-        return not self.in_use and now - self.used_at > after
+        return not self.in_use and now >= self.used_at + after

@@ -15,7 +15,10 @@ from pilot_trio.proto.tunnel.settings import (
     SEND_ERRORS_MAX,
 )
 
-SILENT: Final = "direct path silent"  # why a peer is on the relay: its endpoint has swallowed what was sent there
+# Why a peer is on the relay.
+SILENT: Final = "direct path silent"  # its endpoint has swallowed what was sent there
+RELAY_ONLY: Final = "relay only"  # it hides its endpoint, or this node does
+PEER_RELAYS: Final = "peer sends by relay"  # and nothing comes from it directly
 
 
 @attrs.define(eq=False)
@@ -25,6 +28,7 @@ class Route:
     address: Addr | None = None  # its own endpoint, as resolved or as last proven
     relay: bool = False
     pinned: bool = False  # direct packets do not turn it back
+    hidden: bool = False  # the registry says that it does not want to be written to directly
     why: str = ""  # what turned it to the relay
     first_sent_at: float = inf  # since the last direct arrival
     last_sent_at: float = -inf
@@ -68,15 +72,15 @@ class Route:
     def arrived_directly(self, source: Addr, now: float, *, newest: bool) -> bool:
         """Note an authenticated packet from the peer's own endpoint; return True if it ends the use of the relay.
 
-        The endpoint follows the newest packet only: a late one must not move it back. If the old endpoint swallowed what was
-        sent to it, a new one (a NAT has a new mapping) is a path that nothing is held against yet.
+        The endpoint follows the newest packet only: a late one must not move it back. A new endpoint (a NAT has a new mapping,
+        or there was none known) is a path that nothing is held against yet.
         """
         moved = newest and source != self.address
         if newest:
             self.address = source
         self.last_direct_at = now
         self.first_sent_at = inf
-        if moved and self.relay and self.why == SILENT:
+        if moved and self.relay and self.why != RELAY_ONLY:
             self.relay = self.pinned = False
             self.why = ""
             self.direct_arrivals = 0

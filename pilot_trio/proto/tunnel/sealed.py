@@ -12,6 +12,7 @@ from pilot_trio.errors import AuthenticationError, DecodeError
 from pilot_trio.proto.tunnel.core import Core
 from pilot_trio.proto.tunnel.events import (
     Addr,
+    Answered,
     ControlArrived,
     Drop,
     PathRecovered,
@@ -22,12 +23,13 @@ from pilot_trio.proto.tunnel.events import (
 )
 from pilot_trio.proto.tunnel.exchange import KeyExchanges
 from pilot_trio.proto.tunnel.peer import Peer
+from pilot_trio.proto.tunnel.route import PEER_RELAYS
 from pilot_trio.proto.tunnel.session import Session
-from pilot_trio.proto.tunnel.settings import EARLY_TIME, TEARDOWN_GAP
+from pilot_trio.proto.tunnel.settings import EARLY_TIME, RELAYED_PATIENCE, TEARDOWN_GAP
 from pilot_trio.proto.tunnel.upkeep_packets import is_swallowed
 from pilot_trio.wire import packet as packets
 from pilot_trio.wire import tunnel
-from pilot_trio.wire.packet import CONTROL, Packet
+from pilot_trio.wire.packet import CONTROL, HEADER_SIZE, Packet
 
 Received = tuple[int, Packet]
 """The node that sealed a packet, and the packet."""
@@ -89,6 +91,8 @@ class SealedPackets:
             self._note_key(peer, session.peer_x25519)
         if relayed or not _is_settled(peer, session, source, now):
             self._note_life(peer, source, now, newest=newest, relayed=relayed)
+            if relayed and (len(packet) > HEADER_SIZE or packet[1] != CONTROL):  # a keepalive asks for nothing
+                self._follow_to_relay(peer, now)
         else:
             _note_direct_life(peer, now)
 
@@ -132,6 +136,15 @@ class SealedPackets:
         if not relayed and peer.route.arrived_directly(source, now, newest=newest):
             self._core.leave_relay(peer)
             self._core.events.append(RelayCleared(peer.node))
+        if peer.doubts:
+            peer.doubts = 0
+            self._core.events.append(Answered(peer.node))
+
+    def _follow_to_relay(self, peer: Peer, now: float) -> None:
+        """A peer that takes to the relay, while nothing comes from it directly, most likely hears nothing directly either."""
+        route = peer.route
+        if not route.relay and now - max(route.last_direct_at, peer.installed_at) >= RELAYED_PATIENCE:
+            self._core.turn_to_relay(peer, PEER_RELAYS, pin=False)
 
     def _note_key(self, peer: Peer, key: bytes) -> None:
         """A key frame of an earlier process can be replayed; a packet that its key opens cannot be made. So this is proof."""
@@ -145,13 +158,13 @@ class SealedPackets:
         core = self._core
         if peer is not None and peer.exchange is not None and now - peer.exchange.last_sent_at < EARLY_TIME:
             # It has our key frame and its own is on the way: some peers seal before they answer (§7.3 step 8).
-            peer.early.append((now, data, source, relayed))
+            self._keep(peer, data, source, now, relayed=relayed)
             return
         core.drop(Drop.NO_SESSION)
         if peer is None:
             asked = self._exchanges.answer_stranger(node, source, now, relayed=relayed)
         else:
-            peer.early.append((now, data, source, relayed))
+            self._keep(peer, data, source, now, relayed=relayed)
             if relayed and peer.route.address is None:
                 core.turn_to_relay(peer, "sealed packet came by relay", pin=True)
             elif not relayed and peer.route.address is None:
@@ -165,7 +178,7 @@ class SealedPackets:
         core.drop(Drop.UNDECRYPTABLE)
         core.events.append(Refused(peer.node, Drop.UNDECRYPTABLE))
         core.traffic.failed_to_open += 1
-        peer.early.append((now, data, source, relayed))
+        self._keep(peer, data, source, now, relayed=relayed)
         assert peer.session is not None
         if peer.session.failed_to_open(now) and now - peer.teardown_at >= TEARDOWN_GAP:
             peer.teardown_at = now
@@ -184,6 +197,11 @@ class SealedPackets:
             core.end_session(peer)
             core.events.append(SessionDropped(peer.node, drop))
             self._exchanges.request(peer, now)
+
+    def _keep(self, peer: Peer, data: bytes, source: Addr, now: float, *, relayed: bool) -> None:
+        """Hold what no key opens yet; the key may be on its way."""
+        peer.early.append((now, data, source, relayed))
+        self._core.touch(peer)
 
     def retry_early(self, node: int, now: float, received: list[Received]) -> None:
         """Open what arrived before its key did."""
@@ -204,6 +222,7 @@ def _is_settled(peer: Peer, session: Session, source: Addr, now: float) -> bool:
         route.address == source
         and not route.relay
         and not peer.probes
+        and not peer.doubts
         and peer.cooldown_until <= now
         and session.peer_x25519 is peer.proven_x25519
     )

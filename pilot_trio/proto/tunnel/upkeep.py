@@ -1,15 +1,19 @@
-"""What the tunnel does on its own: repeat, keep alive, probe, upgrade, give up, forget (`spec/tunnel.md` §7.7, §10.6, §11)."""
+"""What the tunnel does on its own: repeat, keep alive, probe, give up, forget (`spec/tunnel.md` §7.7, §11).
+
+Every peer has one deadline, the earliest of all that may be due for it, and they stand in one heap. Whoever makes something
+due earlier touches the peer (`Core.touch`); what moves a deadline later leaves it be, and the look at the peer, when it
+comes, finds nothing to do and sets the next one. So a peer costs nothing between its deadlines, and packets cost none.
+"""
 
 from __future__ import annotations
 
-import contextlib
+from heapq import heappop, heappush
 from math import inf
 
-from pilot_trio.address import NodeId
 from pilot_trio.proto.tunnel.core import Core
-from pilot_trio.proto.tunnel.errors import NoAddress
-from pilot_trio.proto.tunnel.events import Addr, Drop, Forgotten, GaveUp, PathSuspect, RouteNeeded
+from pilot_trio.proto.tunnel.events import Drop, Forgotten, GaveUp, PathSuspect
 from pilot_trio.proto.tunnel.exchange import KeyExchanges
+from pilot_trio.proto.tunnel.paths import Paths
 from pilot_trio.proto.tunnel.peer import Peer
 from pilot_trio.proto.tunnel.settings import (
     COOLDOWN,
@@ -17,6 +21,8 @@ from pilot_trio.proto.tunnel.settings import (
     FORGET_AFTER,
     IDLE_AFTER,
     KEEPALIVE_AFTER,
+    LOOK_GAP,
+    OVERDUE_GAP,
     PATH_PROBE,
     PROBE_AFTER,
     PROBE_INTERVAL,
@@ -25,72 +31,116 @@ from pilot_trio.proto.tunnel.settings import (
     QUEUE_TIME,
     RESET_GAP,
     SENDS_MAX,
-    TICK,
-    UPGRADE_INTERVAL,
-    UPGRADE_PROBE_GAP,
-    UPGRADE_PROBES,
+    UPGRADE_FIRST,
 )
-from pilot_trio.proto.tunnel.upkeep_packets import keepalive, path_probe, upgrade_probe
-from pilot_trio.wire.beacon import PunchRequest
-from pilot_trio.wire.packet import Packet
+from pilot_trio.proto.tunnel.upkeep_packets import keepalive, path_probe
 
 
 class Upkeep:
-    """The timers of all peers. Slow ones share a tick; only upgrade probes need a finer one."""
+    """The timers of all peers."""
 
-    def __init__(self, core: Core, exchanges: KeyExchanges) -> None:
+    def __init__(self, core: Core, exchanges: KeyExchanges, paths: Paths) -> None:
         self._core = core
         self._exchanges = exchanges
-        self._tick_at = inf
-        self._upgrading: set[int] = set()
+        self._paths = paths
+        self._heap: list[tuple[float, int]] = []  # (deadline, node); an entry that is not the peer's `due_at` is void
 
     def next_deadline(self) -> float:
         """Return when `run` is next needed."""
-        upgrade = min((self._core.peers[node].upgrade_at for node in self._upgrading), default=inf)
-        return min(self._tick_at, upgrade)
-
-    def arm(self, now: float) -> None:
-        """Start the tick if there is anybody to look after."""
-        if self._tick_at == inf and self._core.peers:
-            self._tick_at = now + TICK
+        core, heap = self._core, self._heap
+        if core.touched:
+            for node in core.touched:
+                peer = core.peers.get(node)
+                if peer is not None:
+                    self._schedule(peer, self._due_at(peer, max(peer.frame_at, peer.used_at)))
+            core.touched.clear()
+        while heap and not self._counts(*heap[0]):
+            heappop(heap)
+        return heap[0][0] if heap else inf
 
     def run(self, now: float) -> None:
         """Do what is due."""
-        for node in list(self._upgrading):
-            self._continue_upgrade(node, now)
-        if self._tick_at > now:
-            return
-        self._tick_at = now + TICK if self._core.peers else inf
-        for peer in list(self._core.peers.values()):
+        heap, peers = self._heap, self._core.peers
+        while self.next_deadline() <= now:
+            _, node = heappop(heap)
+            peer = peers[node]
+            peer.due_at = inf
             self._look_after(peer, now)
+            if node in peers:
+                due_at = self._due_at(peer, now)
+                self._schedule(peer, due_at if due_at > now else now + OVERDUE_GAP)
 
-    def forget(self, node: int) -> None:
-        """Stop what is under way for a peer."""
-        self._upgrading.discard(node)
+    def _counts(self, due_at: float, node: int) -> bool:
+        peer = self._core.peers.get(node)
+        return peer is not None and peer.due_at == due_at
+
+    def _schedule(self, peer: Peer, due_at: float) -> None:
+        if due_at < peer.due_at:
+            peer.due_at = due_at
+            heappush(self._heap, (due_at, peer.node))
+
+    def _due_at(self, peer: Peer, reference: float) -> float:
+        """Return when something may be due for a peer next; `reference`: the last moment at which somebody looked at it."""
+        due_at = min(peer.doubt_at, peer.upgrade_probe_at, reference + LOOK_GAP)
+        if peer.exchange is not None:
+            due_at = min(due_at, peer.exchange.due_at())
+        if peer.queue:
+            due_at = min(due_at, peer.queue[0][0] + QUEUE_TIME)
+        if peer.early:
+            due_at = min(due_at, peer.early[0][0] + EARLY_TIME)
+        idle_at = inf if peer.in_use else peer.used_at + IDLE_AFTER
+        regular_at = self._regular_at(peer, reference)
+        if regular_at < idle_at:
+            return min(due_at, regular_at)
+        return min(due_at, max(idle_at, peer.frame_at + FORGET_AFTER))
+
+    def _regular_at(self, peer: Peer, reference: float) -> float:
+        """Return when upkeep is next due that a peer gets unless it is idle."""
+        regular_at = inf
+        settings = self._core.settings
+        if peer.session is not None:
+            regular_at = peer.route.last_sent_at + KEEPALIVE_AFTER
+            if settings.path_watch:
+                regular_at = min(regular_at, _watch_at(peer))
+        if peer.route.relay and not settings.relay_only:
+            # Not at once: who has just been turned to the relay is about to be sent something there.
+            regular_at = min(regular_at, max(peer.upgrade_at, reference + UPGRADE_FIRST))
+        return regular_at
+
+    # --- one peer ----------------------------------------------------------------------------------------------------
 
     def _look_after(self, peer: Peer, now: float) -> None:
+        core, paths = self._core, self._paths
         if peer.exchange is not None and peer.exchange.due_at() <= now:
             self._repeat_exchange(peer, now)
-        while peer.queue and now - peer.queue[0][0] > QUEUE_TIME:
+        self._let_expire(peer, now)
+        if peer.doubt_at <= now:
+            paths.look_for_answer(peer, now)
+        if peer.upgrade_probe_at <= now:
+            paths.continue_upgrade(peer, now)
+        if not peer.is_idle(now, IDLE_AFTER):
+            self._keep_up(peer, now)
+        elif peer.frame_at + FORGET_AFTER <= now and not peer.queue:
+            core.forget(peer.node)
+            core.events.append(Forgotten(peer.node))
+
+    def _let_expire(self, peer: Peer, now: float) -> None:
+        while peer.queue and peer.queue[0][0] + QUEUE_TIME <= now:
             peer.queue.popleft()
             self._core.drop(Drop.QUEUE_EXPIRED)
-        while peer.early and now - peer.early[0][0] > EARLY_TIME:
+        while peer.early and peer.early[0][0] + EARLY_TIME <= now:
             peer.early.popleft()
-        if peer.is_idle(now, IDLE_AFTER):
-            # Let it go: no upkeep, and when nothing has passed for long enough, no memory either.
-            if not peer.in_use and now - peer.frame_at > FORGET_AFTER and not peer.queue:
-                self._core.forget(peer.node)
-                self._upgrading.discard(peer.node)
-                self._core.events.append(Forgotten(peer.node))
-            return
-        if peer.session is not None:
-            self._keep_alive(peer, now)
-            if self._core.settings.path_watch:
-                self._watch_path(peer, now)
-        if peer.route.relay and not self._core.settings.relay_only:
-            self._consider_upgrade(peer, now)
 
-    # --- key exchange ------------------------------------------------------------------------------------------------
+    def _keep_up(self, peer: Peer, now: float) -> None:
+        """Keep a peer's path open, and see whether it still is (§11.1, §11.3). Idle peers are let go instead (§11.5)."""
+        core, paths = self._core, self._paths
+        if peer.session is not None:
+            if peer.route.last_sent_at + KEEPALIVE_AFTER <= now:
+                paths.send_sealed(peer, keepalive(core.node_id), now)
+            if core.settings.path_watch and _watch_at(peer) <= now:
+                self._watch_path(peer, now)
+        if peer.route.relay and not core.settings.relay_only and peer.upgrade_at <= now:
+            paths.consider_upgrade(peer, now)
 
     def _repeat_exchange(self, peer: Peer, now: float) -> None:
         assert peer.exchange is not None
@@ -108,81 +158,19 @@ class Upkeep:
         if peer.is_idle(now, IDLE_AFTER) or now - peer.reset_at < RESET_GAP:
             return
         self._core.events.append(PathSuspect(peer.node, "rekey_gave_up", now - peer.opened_at, 0))
-        self.reset_path(peer, now)
-
-    # --- paths -------------------------------------------------------------------------------------------------------
-
-    def _keep_alive(self, peer: Peer, now: float) -> None:
-        if now - peer.route.last_sent_at >= KEEPALIVE_AFTER:
-            self.send_sealed(peer, keepalive(self._core.node_id), now)
+        self._paths.reset(peer, now)
 
     def _watch_path(self, peer: Peer, now: float) -> None:
-        if now - peer.opened_at < PROBE_AFTER or now < peer.probe_pause_until or now - peer.probe_at < PROBE_INTERVAL:
-            return
         if peer.probes >= PROBES_MAX:
             self._core.events.append(PathSuspect(peer.node, "silent", now - peer.opened_at, peer.probes))
             peer.probe_pause_until = now + PROBE_PAUSE
-            self.reset_path(peer, now)
+            self._paths.reset(peer, now)
             return
         peer.probes += 1
         peer.probe_at = now
-        self.send_sealed(peer, path_probe(self._core.node_id, peer.node, PATH_PROBE), now)
+        self._paths.send_sealed(peer, path_probe(self._core.node_id, peer.node, PATH_PROBE), now)
 
-    def reset_path(self, peer: Peer, now: float) -> None:
-        """Forget how the peer is reached and start over; what waits for its key keeps waiting (§11.4)."""
-        was_relay = peer.route.relay
-        peer.reset_at = now
-        self._core.end_session(peer)
-        peer.exchange = None
-        peer.cooldown_until = peer.rekey_at = -inf
-        peer.key_request_due = True  # the peer may hold its end of the session, and would not answer a mere key frame
-        peer.probes = 0
-        peer.route.pinned = False
-        peer.route.address = None
-        peer.route.first_sent_at = inf
-        peer.route.last_direct_at = -inf
-        peer.route.relay = was_relay
-        self._core.events.append(RouteNeeded(peer.node))
 
-    def send_sealed(self, peer: Peer, packet: Packet, now: float) -> None:
-        """Send upkeep under the session, if there is one; it does not count as use of the peer."""
-        if peer.session is not None:
-            with contextlib.suppress(NoAddress):
-                self._core.write(peer, peer.session.seal(packet.encode()), now)
-                self._core.traffic.sealed += 1
-
-    def punch(self, node: int) -> None:
-        """Ask the beacon to make both ends send at once, so that both NATs have a mapping (§13.4)."""
-        core = self._core
-        if core.beacon is not None and not core.settings.relay_only:
-            core.out.append((PunchRequest(NodeId(core.node_id), NodeId(node)).encode(), core.beacon))
-
-    # --- from relay to direct ----------------------------------------------------------------------------------------
-
-    def _consider_upgrade(self, peer: Peer, now: float) -> None:
-        if peer.node not in self._upgrading and now >= peer.upgrade_at + UPGRADE_INTERVAL and peer.session is not None:
-            peer.upgrade_at = now
-            self._core.events.append(RouteNeeded(peer.node))
-
-    def start_upgrade(self, peer: Peer, to: Addr, now: float) -> None:
-        """Probe the direct path of a relayed peer; the probes make the peer turn its own route back (§10.6)."""
-        if peer.session is None or peer.node in self._upgrading:
-            return
-        peer.route.pinned = False
-        peer.upgrade_to, peer.upgrade_probes = to, UPGRADE_PROBES
-        self._upgrading.add(peer.node)
-        self.punch(peer.node)
-        self._continue_upgrade(peer.node, now)
-
-    def _continue_upgrade(self, node: int, now: float) -> None:
-        peer = self._core.peers.get(node)
-        if peer is None or peer.session is None or peer.upgrade_to is None or not peer.upgrade_probes:
-            self._upgrading.discard(node)
-            return
-        if peer.upgrade_probes < UPGRADE_PROBES and peer.upgrade_at > now:
-            return
-        peer.upgrade_probes -= 1
-        peer.upgrade_at = now + UPGRADE_PROBE_GAP
-        probe = upgrade_probe(self._core.node_id, node)
-        self._core.write_direct(peer.session.seal(probe.encode()), peer.upgrade_to)
-        self._core.traffic.sealed += 1
+def _watch_at(peer: Peer) -> float:
+    """Return when a silent path is due for its next probe, or for a reset (§11.3)."""
+    return max(peer.opened_at + PROBE_AFTER, peer.probe_pause_until, peer.probe_at + PROBE_INTERVAL)

@@ -16,11 +16,6 @@ def keepalive(own: int) -> Packet:
     return Packet(0, CONTROL, _backbone(own), _backbone(0), 0, 0)
 
 
-def upgrade_probe(own: int, peer: int) -> Packet:
-    """What makes a relayed peer notice that the direct path works; never answered."""
-    return Packet(ACK, CONTROL, _backbone(own), _backbone(peer), 0, 0, seq=1)
-
-
 def ping(own: int, peer: int, port: int, seq: int, payload: bytes) -> Packet:
     """A question that any peer answers with `pong`."""
     return Packet(0, CONTROL, _backbone(own), _backbone(peer), port, 0, seq=seq, payload=payload)

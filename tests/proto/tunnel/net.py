@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.crypto.agreement import KeyPair
 from pilot_trio.crypto.identity import Identity
-from pilot_trio.proto.tunnel.events import Addr, Event, KeyNeeded, RouteNeeded
+from pilot_trio.proto.tunnel.events import Addr, ControlArrived, Event, KeyNeeded, RouteNeeded
 from pilot_trio.proto.tunnel.machine import RouteAnswer, TunnelMachine
 from pilot_trio.proto.tunnel.settings import TunnelSettings
+from pilot_trio.proto.tunnel.upkeep_packets import pong
 from pilot_trio.wire import beacon
 from pilot_trio.wire.packet import DATAGRAM, Packet
 
@@ -55,12 +56,14 @@ class Node:
 class Net:
     """Delivers datagrams at once, in order; answers questions as the registry would; relays as the beacon would."""
 
-    def __init__(self, count: int = 2, *, beacon: bool = False) -> None:
+    def __init__(self, count: int = 2, *, beacon: bool = False, answers: bool = False) -> None:
         self.now = 100.0
+        self.answers = answers  # nodes answer probes, as the daemon around a machine does
         self.has_beacon = beacon
         self.filter: Callable[[Addr, Addr, bytes], bool] = lambda source, to, data: True
         self.sent: list[tuple[Addr, Addr, bytes]] = []
         self.relay_only: set[int] = set()
+        self.registered: dict[int, Addr] = {}  # where the registry believes nodes to be, if they are not there
         self.nodes = {node: Node(self, node) for node in range(1, count + 1)}
 
     def __getitem__(self, node: int) -> Node:
@@ -90,9 +93,14 @@ class Net:
         elif isinstance(event, RouteNeeded):
             peer = self.nodes.get(event.node)
             hidden = event.node in self.relay_only
-            address = None if peer is None else BEACON if hidden else peer.addr
+            known = None if peer is None else self.registered.get(peer.node, peer.addr)
+            address = BEACON if hidden and known else known
             answer = None if address is None else RouteAnswer(address, relay_only=hidden)
             node.machine.on_route(event.node, answer, self.now)
+        elif isinstance(event, ControlArrived) and self.answers:
+            reply = pong(event.packet, node.node)
+            if reply is not None:
+                node.machine.send(event.node, reply, self.now)
 
     def carry(self, source: Addr, to: Addr, data: bytes) -> None:
         self.sent.append((source, to, data))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pilot_trio.proto.tunnel.route import SILENT, Route
+from pilot_trio.proto.tunnel.route import RELAY_ONLY, SILENT, Route
 
 OLD, NEW = ("11.0.0.1", 4000), ("11.0.0.1", 4001)
 
@@ -23,8 +23,8 @@ def test_a_new_endpoint_ends_the_relay_that_the_silence_of_the_old_one_began() -
 
 @pytest.mark.parametrize(
     ("route", "source", "newest"),
-    [(silenced(), OLD, True), (silenced(), NEW, False), (silenced("the registry says so"), NEW, True)],
-    ids=["the endpoint is the old one", "the packet is late", "another reason"],
+    [(silenced(), OLD, True), (silenced(), NEW, False), (silenced(RELAY_ONLY), NEW, True)],
+    ids=["the endpoint is the old one", "the packet is late", "one of both hides its endpoint"],
 )
 def test_nothing_else_ends_a_pinned_relay(route: Route, source: tuple[str, int], newest: bool) -> None:
     assert not any(route.arrived_directly(source, 1.0, newest=newest) for _ in range(10))
