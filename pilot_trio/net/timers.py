@@ -103,10 +103,12 @@ class Timers:
         """Run timers as they fall due, until cancelled."""
         while True:
             at = self._heap[0][0] if self._heap else inf
-            if at <= trio.current_time():
-                self._run_due(trio.current_time())
-                await trio.lowlevel.checkpoint()
-                continue
+            if at <= (now := trio.current_time()):
+                self._run_due(now)
+                at = self._heap[0][0] if self._heap else inf
+                if at <= now:
+                    await trio.lowlevel.checkpoint()
+                    continue
             with trio.CancelScope(deadline=at) as self._scope:
                 await trio.sleep_forever()
             self._scope = None

@@ -10,12 +10,39 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Awaitable, Callable, Generator
+from math import inf
 from typing import Any, TypeVar
 
 import trio
-from trio.testing import MockClock
 
 _Result = TypeVar("_Result")
+
+
+class SimulationClock(trio.abc.Clock):
+    """Virtual time that jumps to the next deadline the moment all tasks wait, as under `MockClock(autojump_threshold=0)`.
+
+    The difference is what a jump costs: that clock finds out in one turn of Trio's loop that nothing happens, and jumps in
+    the next. Here is no real I/O that it could miss, so one turn does, and an idle overlay is little else but jumps.
+    """
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._runner: Any = None
+
+    def start_clock(self) -> None:
+        # Trio does not say publicly whether somebody is in `wait_all_tasks_blocked`; they go first.
+        core: Any = trio._core._run  # pyright: ignore[reportPrivateUsage]
+        self._runner = core.GLOBAL_RUN_CONTEXT.runner
+
+    def current_time(self) -> float:
+        return self._now
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        # Trio asks when no task can run.
+        if self._runner.waiting_for_idle or deadline == inf:
+            return inf
+        self._now = max(self._now, deadline)
+        return 0.0
 
 
 @contextlib.contextmanager
@@ -68,4 +95,4 @@ def run_simulation(function: Callable[..., Awaitable[_Result]], *args: Any, seed
     which changes from process to process.
     """
     with deterministic_scheduling(seed), _threads_in_place(), _seeded_random(seed):
-        return trio.run(function, *args, clock=MockClock(autojump_threshold=0))
+        return trio.run(function, *args, clock=SimulationClock())

@@ -76,6 +76,11 @@ class Pipe:
             raise trio.BrokenResourceError("connection reset by the other end")
         return b"" if self._written else None
 
+    @property
+    def readable(self) -> bool:
+        """True when `get_nowait` has something to say: bytes, or an end."""
+        return not self._held and (len(self._buffer) > 0 or self._written)
+
     async def wait_readable(self) -> None:
         """Wait until something changes for the reader."""
         await self._readable.park()
@@ -124,6 +129,11 @@ class MemoryTransport(Transport):
     def closed(self) -> bool:
         """True once this end was closed."""
         return self._closed
+
+    @property
+    def readable(self) -> bool:
+        """Whether `receive_some` would return or raise at once."""
+        return self._closed or self._incoming.readable
 
     @property
     def unsent(self) -> int:
@@ -248,8 +258,9 @@ class MemoryStream(trio.abc.HalfCloseableStream):
             raise trio.BusyResourceError("another task is receiving on this stream")
         self._receiving = True
         try:
-            await trio.lowlevel.checkpoint()
-            return await self.transport.receive_some(max_bytes)
+            if self.transport.readable:
+                await trio.lowlevel.checkpoint()
+            return await self.transport.receive_some(max_bytes)  # waits, which is a checkpoint, or has done so
         finally:
             self._receiving = False
 
