@@ -43,13 +43,12 @@ PAYLOAD_MAX: Final = 0xFFFF  # bytes; protocol, `spec/transport.md` §2
 
 HEADS_MAX: Final = 1024  # heads remembered as read; all full segments of a stream begin with the same
 
+_PAIR_AT, _PAIR_END = 4, 16  # where the addresses are
 _VARYING_AT: Final = 20  # bytes; what differs from one segment of a stream to the next begins here
 _CHECKSUM_AT: Final = 30
 _Head = tuple[int, int, int, Address, Address, int, int, int]
 """Flags, protocol, payload length, addresses and ports of a packet, and the state of the checksum after them."""
 _new = tuple.__new__
-_heads: dict[bytes, _Head] = {}  # a cache of values, so one for all is harmless
-
 _HEAD = struct.Struct("!BBHHIHIHH")
 _BARE = struct.Struct("!BBHHIHIHHIIH")  # the header without its checksum
 _FLOW = struct.Struct("!HIHIHH")  # addresses and ports
@@ -158,10 +157,7 @@ def decode(data: bytes) -> Packet:
     if size < HEADER_SIZE:
         raise DecodeError(f"packet too short: {size} bytes (min {HEADER_SIZE})")
     head = data[:_VARYING_AT]
-    try:
-        flags, protocol, length, source, destination, s_port, d_port, state = _heads[head]
-    except KeyError:
-        flags, protocol, length, source, destination, s_port, d_port, state = _read_head(head)
+    flags, protocol, length, source, destination, s_port, d_port, state = _heads[head]
     seq, ack, window, checksum = _unpack_varying(data, _VARYING_AT)
     end = HEADER_SIZE + length
     if size < end:
@@ -175,11 +171,29 @@ def decode(data: bytes) -> Packet:
     return _new(Packet, (flags, protocol, source, destination, s_port, d_port, seq, ack, window, payload))
 
 
-def _read_head(data: bytes) -> _Head:
-    first, protocol, length, s_net, s_node, d_net, d_node, s_port, d_port = _HEAD.unpack(data)
-    addresses = (Address(s_net, s_node), Address(d_net, d_node))
-    head = (first & 0xF, protocol, length, *addresses, s_port, d_port, crc32(data))
-    if len(_heads) >= HEADS_MAX:
-        _heads.clear()
-    _heads[data] = head
-    return head
+class _Heads(dict[bytes, _Head]):
+    """Heads as read; those of datagrams are not kept, as each datagram comes from another port."""
+
+    def __missing__(self, data: bytes) -> _Head:
+        first, protocol, length, *_, s_port, d_port = _HEAD.unpack(data)
+        source, destination = _pairs[data[_PAIR_AT:_PAIR_END]]
+        head = (first & 0xF, protocol, length, source, destination, s_port, d_port, crc32(data))
+        if protocol != DATAGRAM:
+            if len(self) >= HEADS_MAX:
+                self.clear()
+            self[data] = head
+        return head
+
+
+class _Pairs(dict[bytes, tuple[Address, Address]]):
+    """Source and destination as read."""
+
+    def __missing__(self, data: bytes) -> tuple[Address, Address]:
+        if len(self) >= HEADS_MAX:
+            self.clear()
+        pair = self[data] = Address.unpack_from(data), Address.unpack_from(data, 6)
+        return pair
+
+
+# Caches of values, so one for all is harmless.
+_heads, _pairs = _Heads(), _Pairs()

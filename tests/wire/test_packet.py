@@ -57,6 +57,17 @@ def test_packets_survive_the_wire_with_anything_behind_them(value: Packet, trail
     assert packet.decode(value.encode() + trailing) == value
 
 
+@pytest.mark.parametrize("protocol", [STREAM, packet.DATAGRAM])
+def test_what_is_remembered_of_packets_is_bounded_and_never_mixed_up(protocol: int) -> None:
+    own = Address(NetworkId(0), NodeId(1))
+    for number in range(packet.HEADS_MAX + 10):
+        other = Address(NetworkId(number % 3), NodeId(number))
+        value = Packet(0, protocol, other, own, 49152 + number % 7, 80, payload=b"%d" % number)
+        assert packet.decode(value.encode()) == packet.decode(value.encode()) == value
+    assert len(packet._heads) <= packet.HEADS_MAX
+    assert len(packet._pairs) <= packet.HEADS_MAX
+
+
 @given(packets, st.data())
 def test_a_flipped_bit_never_passes(value: Packet, data: st.DataObject) -> None:
     raw = bytearray(value.encode())
