@@ -126,11 +126,13 @@ class Connection:
 
         After less than all an `Event.WRITABLE` announces room. 0 for ever on a stream that is not established.
         """
-        taken = min(len(data), self.send_room)
-        if taken < len(data):
+        size = len(data)
+        taken = min(size, self.send_room)
+        if taken < size:
             self._write_blocked = True
+            data = data[:taken]
         if taken:
-            self._sender.outgoing.append(data[:taken], push=len(data) >= SEGMENT)
+            self._sender.outgoing.append(data, push=size >= SEGMENT)
         return taken
 
     def read(self, max_bytes: int) -> bytes:

@@ -236,6 +236,9 @@ class SendQueue:
         """
         lost, look_again = 0, inf
         by_time = self._by_time
+        if not self._runs:
+            by_time.clear()
+            return lost, look_again
         reorder = min(max(REORDER_MIN, min_rtt * REORDER_SHARE * self._reorder_steps), max(REORDER_MIN, srtt))
         undecided = []
         while by_time:

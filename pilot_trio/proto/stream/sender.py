@@ -72,7 +72,8 @@ class Sender:
 
         Two windows: one is on its way, the other is there when the first has arrived, however long the path.
         """
-        buffer = min(SEND_BUFFER_MAX, max(SEND_BUFFER, 2 * self.congestion.cwnd))
+        cwnd = self.congestion.cwnd
+        buffer = SEND_BUFFER if cwnd <= SEND_BUFFER // 2 else min(SEND_BUFFER_MAX, 2 * cwnd)
         return max(0, buffer - len(self.outgoing) - self.queue.in_flight)
 
     @property
