@@ -1,4 +1,4 @@
-"""Streams and datagrams between nodes: who may open one, how one is opened, and where packets go.
+"""Streams and datagrams between nodes: where packets go.
 
 `TunnelCarrier` stands between the tunnel, which knows nodes and packets, and the connection table, which knows streams.
 Packets arrive in batches: each connection touched is pumped once at the end of a batch, so that a batch costs one
@@ -8,8 +8,8 @@ acknowledgment and one wake-up per connection, and one write to the socket.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
@@ -17,15 +17,16 @@ import trio
 
 from pilot_trio.address import Address, Port, SocketAddress
 from pilot_trio.config import StreamLimits
+from pilot_trio.daemon.admission import Admission, CheckTrust, TrustGate
 from pilot_trio.daemon.connection import Connection, ConnState
+from pilot_trio.daemon.dialling import KEY_WAIT, Dial, Paths, Resolver
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.remote_stream import RemoteConnection
 from pilot_trio.daemon.state import NodeState
-from pilot_trio.daemon.streams import Carrier, StreamTable
+from pilot_trio.daemon.streams import Carrier, Opened, PortListener, StreamTable
 from pilot_trio.daemon.turn import Turn
-from pilot_trio.errors import DialRefused, DialTimeout, PilotError
+from pilot_trio.errors import DialError, PilotError
 from pilot_trio.net.timers import Timers
-from pilot_trio.proto.admission import ReplyWindow, SynLimits
 from pilot_trio.proto.ports import PortTable
 from pilot_trio.proto.stream.budget import Budget
 from pilot_trio.proto.stream.connection import Connection as Machine
@@ -34,19 +35,14 @@ from pilot_trio.proto.stream.settings import StreamSettings
 from pilot_trio.proto.tunnel.errors import TunnelError
 from pilot_trio.wire.packet import ACK, DATAGRAM, RST, STREAM, SYN, Packet
 
-KEY_WAIT: Final = 10.0  # seconds that a dial waits for the key exchange before it spends retries; protocol §3.4
-SYN_TIMEOUTS: Final = (0.25, 0.5, 1.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds after each SYN; protocol §3.4
-DIRECT_ATTEMPTS: Final = 3  # SYNs on the direct path; later ones go by relay; protocol §3.4
 CONTACTS_MAX: Final = 256  # unconfirmed datagrams that wait for first contact; more are dropped
-TRUST_CHECKS_MAX: Final = 64  # registry questions about SYNs at once; more SYNs are dropped, their senders try again
-TRUST_CHECK_TIMEOUT: Final = 8.0  # seconds for one of them; the dialler repeats its SYN meanwhile
 
 _Key = tuple[int, Address, int]  # local port, remote address, remote port
 _log = logging.getLogger("pilot_trio.streams")
 
 
-class Tunnel(Protocol):
-    """What streams need of the tunnel."""
+class Tunnel(Paths, Protocol):
+    """What streams need of the tunnel, beside what their dials do."""
 
     def send(self, node: int, packet: Packet, /) -> None:
         """Send a packet, or keep it until there is a key; raise `TunnelError`."""
@@ -64,57 +60,14 @@ class Tunnel(Protocol):
         """Make contact with a node, if there is none; raise `NoRoute`. Does not wait for the key."""
         ...
 
-    def has_session(self, node: int, /) -> bool:
-        """Say whether packets to a node leave at once."""
-        ...
-
     async def wait_for_session(self, node: int, /) -> None:
         """Return when they do."""
-        ...
-
-    def key_came_by_relay(self, node: int, /) -> bool:
-        """Say whether nothing but the relay has ever brought anything of the node."""
-        ...
-
-    def is_relayed(self, node: int, /) -> bool:
-        """Say whether packets to a node go by relay."""
-        ...
-
-    def use_relay(self, node: int, /) -> bool:
-        """Turn a peer to the relay, if there is one; True if that changed anything."""
-        ...
-
-    def doubt(self, node: int, /) -> None:
-        """Look for a node on every path: it does not answer as it should."""
-        ...
-
-    def undo_relay(self, node: int, /) -> None:
-        """Take `use_relay` back: the dial that asked for it has failed."""
         ...
 
     def set_in_use(self, node: int, in_use: bool, /) -> None:
         """Note whether connections to a node are open."""
         ...
 
-
-class TrustGate(Protocol):
-    """What streams need of the trust service."""
-
-    def admits(self, node: int, /) -> bool:
-        """Say whether a node is trusted here."""
-        ...
-
-
-class Resolver(Protocol):
-    """What streams need of the resolver."""
-
-    def forget(self, node: int, /) -> None:
-        """Drop what is cached of a node."""
-        ...
-
-
-CheckTrust = Callable[[int], Awaitable[bool]]
-"""Ask the registry whether a node and this one trust each other or share a network."""
 
 Deliver = Callable[[Packet], None]
 
@@ -141,89 +94,89 @@ class TunnelCarrier(Carrier):
         self._resolver = resolver
         self._tunnel = tunnel
         self._timers = timers
-        self._trust = trust
-        self._check_trust = check_trust
-        self._events = events
         self._settings = StreamSettings(limits.idle_timeout, limits.keepalive, limits.time_wait)
         self._budgets: WeakValueDictionary[int, Budget] = WeakValueDictionary()
-        self._syns = SynLimits(limits.syn_rate_limit, syn_whitelist)
-        self.replies: Final = ReplyWindow()
         self._connections: dict[_Key, RemoteConnection] = {}
         self._open_to: dict[int, int] = {}  # {node: connections that are not finished}
         self._touched: dict[RemoteConnection, None] = {}
         self._datagrams: dict[int, list[bytes]] = {}  # {node: encoded ones taken in this turn}
-        self._checking: set[tuple[int, int]] = set()  # (node, port) that the registry is being asked about
         self._nursery: trio.Nursery | None = None
         self.turn: Final = Turn(self._settle)
         """Inside, connections are only noted; each is advanced once at the end, and what they send leaves together."""
         self._contacting = 0  # unconfirmed datagrams that wait for first contact
+        self.admission: Final = Admission(
+            state=state,
+            trust=trust,
+            check_trust=check_trust,
+            limits=limits,
+            whitelist=syn_whitelist,
+            events=events,
+            send=tunnel.send,
+            turn=self.turn,
+            accept=self._accept,
+        )
 
     def attach(self, table: StreamTable, deliver: Deliver) -> None:
         """Take the table for incoming streams, and the function that gets admitted datagrams."""
         self._table = table
         self._deliver = deliver
+        self.admission.attach(table)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hold the tasks that ask the registry about strangers, until cancelled."""
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
+            self._nursery = self.admission.nursery = nursery
             task_status.started()
             try:
                 await trio.sleep_forever()
             finally:
-                self._nursery = None
+                self._nursery = self.admission.nursery = None
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
     async def open(self, address: Address, port: Port, owner: Hashable) -> Connection:
+        tunnel, node = self._tunnel, address.node
+        await tunnel.ensure(node)
+        outcome: list[Connection | DialError] = []
+        answered = trio.Event()
+
+        def done(result: Connection | DialError) -> None:
+            outcome.append(result)
+            answered.set()
+
+        dial = self._dial(address, port, owner, done)
+        try:
+            if not tunnel.has_session(node):
+                with trio.move_on_after(KEY_WAIT):
+                    await tunnel.wait_for_session(node)
+            dial.start_clock()
+            await answered.wait()
+        except BaseException:
+            dial.cancel()
+            if isinstance(outcome[0], Connection):
+                outcome[0].close()
+            raise
+        if isinstance(outcome[0], DialError):
+            raise outcome[0]
+        return outcome[0]
+
+    def in_contact(self, node: int) -> bool:
+        return self._tunnel.has_session(node)
+
+    def begin(self, address: Address, port: Port, owner: Hashable, done: Opened) -> Dial:
+        dial = self._dial(address, port, owner, done)
+        dial.start_clock()
+        return dial
+
+    def _dial(self, address: Address, port: Port, owner: Hashable, done: Opened) -> Dial:
         node = address.node
-        await self._tunnel.ensure(node)
-        self.expect_reply(node)
+        self.admission.expect_reply(node)
         source = self._ports.allocate()
         local = SocketAddress(self._state.address_in(address.network), source)
         remote = SocketAddress(address, port)
         machine = Machine.dialling(local, remote, trio.current_time(), self._settings, self._budget(node))
         connection = self._add(machine, owner, dialled=True)
-        try:
-            await self._dial(connection, node)
-        except BaseException:
-            connection.close()  # in SYN_SENT without a packet: the peer has seen a SYN at most
-            raise
-        return connection
-
-    def expect_reply(self, node: int) -> None:
-        """Let a node dial this one to answer, for the time of the reply window (§3.3.1), though it is a private one."""
-        self.replies.note(node, trio.current_time())
-
-    async def _dial(self, connection: RemoteConnection, node: int) -> None:
-        """Repeat the SYN until it is answered (§3.4). While there is no key, one SYN waits in the tunnel's queue."""
-        tunnel = self._tunnel
-        self._advance(connection)
-        if not tunnel.has_session(node):
-            with trio.move_on_after(KEY_WAIT):
-                await tunnel.wait_for_session(node)
-        turned = False
-        for attempt, timeout in enumerate(SYN_TIMEOUTS):
-            if attempt == DIRECT_ATTEMPTS or (attempt == 1 and tunnel.key_came_by_relay(node)):
-                turned = tunnel.use_relay(node) or turned
-            if attempt == 1:
-                tunnel.doubt(
-                    node
-                )  # it may have restarted elsewhere, and packets to where it was are lost without a word
-            if attempt:
-                connection.machine.send_syn()
-                self._advance(connection)
-            with trio.move_on_after(timeout):
-                await connection.answered.wait()
-                break
-        if connection.refused:
-            raise DialRefused
-        if connection.state is ConnState.SYN_SENT:
-            if turned:
-                tunnel.undo_relay(node)
-            self._resolver.forget(node)
-            without_key = "" if tunnel.has_session(node) else ": key exchange with peer did not complete"
-            raise DialTimeout(f"dial timeout{without_key}")
+        return Dial(connection, self._tunnel, self._resolver, self._timers, done)
 
     def send_datagram(self, packet: Packet) -> bool:
         """Send a datagram if there is a tunnel to its node, in a turn at its end; False if contact has to be made first.
@@ -248,7 +201,7 @@ class TunnelCarrier(Carrier):
         """
         node = packet.destination.node
         await self._tunnel.ensure(node)
-        self.expect_reply(node)
+        self.admission.expect_reply(node)
         self._tunnel.send(node, packet)
 
     def send_datagram_soon(self, packet: Packet) -> bool:
@@ -288,16 +241,16 @@ class TunnelCarrier(Carrier):
         key = (packet.destination_port, packet.source, packet.source_port)
         connection = self._connections.get(key)
         if packet.flags & (SYN | ACK) == SYN and (connection is None or _gives_way(connection)):
-            self._on_syn(node, packet)
+            self.admission.on_syn(node, packet)
         elif connection is not None:
             run.start(connection, packet)
             self._touched[connection] = None
 
     def _on_datagram(self, node: int, packet: Packet) -> None:
-        if self._state.public or self._trust.admits(node):
+        if self.admission.admits_datagrams(node):
             self._deliver(packet)
         else:
-            self._ask_then(node, -1, lambda: self._deliver(packet), "datagram.rejected", packet)
+            self.admission.on_strange_datagram(node, packet, lambda: self._deliver(packet))
 
     def forget_streams(self, node: int) -> None:
         """End the streams to a node whose process is a new one: it knows nothing of them, and nothing will come of them.
@@ -323,64 +276,13 @@ class TunnelCarrier(Carrier):
             if connection.remote.address.node == node:
                 connection.repeat_now()
 
-    # --- admission (§3.3) --------------------------------------------------------------------------------------------
-
-    def _on_syn(self, node: int, packet: Packet) -> None:
-        port = packet.destination_port
-        now = trio.current_time()
-        if not self._table.listens(port):
-            self._reset(node, packet)
-        elif self._state.public or self._trust.admits(node) or self.replies.admits(node, port, now):
-            self._admit(node, packet)
-        else:
-            self._ask_then(node, port, lambda: self._admit(node, packet), "syn.rejected", packet)
-
-    def _ask_then(self, node: int, port: int, proceed: Callable[[], None], topic: str, packet: Packet) -> None:
-        """Let the registry decide about a stranger: a shared network, or trust that we do not know of yet, admits it."""
-        if self._nursery is None or (node, port) in self._checking or len(self._checking) >= TRUST_CHECKS_MAX:
-            return
-        self._checking.add((node, port))
-        self._nursery.start_soon(self._ask, node, port, proceed, topic, packet)
-
-    async def _ask(self, node: int, port: int, proceed: Callable[[], None], topic: str, packet: Packet) -> None:
-        trusted = False
-        try:
-            with trio.move_on_after(TRUST_CHECK_TIMEOUT):
-                trusted = await self._check_trust(node)
-        finally:
-            self._checking.discard((node, port))
-        if trusted:
-            with self.turn:
-                proceed()
-        else:
-            data = {"dst_port": packet.destination_port, "reason": "untrusted", "src_addr": str(packet.source)}
-            self._events.publish(topic, data)
-
-    def _admit(self, node: int, packet: Packet) -> None:
-        network, port = packet.destination.network, packet.destination_port
-        if not self._state.port_allowed(network, port):
-            self._events.publish("syn.port_rejected", {"dst_port": port, "src_addr": str(packet.source)})
-            return
-        if not self._syns.admits(node, trio.current_time()):
-            self._events.publish("security.syn_rate_limited", {"dst_port": port, "src_node_id": node})
-            return
-        try:
-            listener = self._table.admit(Port(port))
-        except DialRefused:
-            self._reset(node, packet)
-            return
-        machine = Machine.accepting(packet, trio.current_time(), self._settings, self._budget(node))
+    def _accept(self, node: int, syn: Packet, listener: PortListener) -> None:
+        machine = Machine.accepting(syn, trio.current_time(), self._settings, self._budget(node))
         connection = self._add(machine, listener.owner, dialled=False)
         connection.announce()
         self._touched[connection] = None
         self._table.announce(connection)
         listener.deliver(connection)
-
-    def _reset(self, node: int, packet: Packet) -> None:
-        """Answer a SYN with a reset, even on a private node: the dialler learns in one round trip."""
-        answer = Packet(RST, STREAM, packet.destination, packet.source, packet.destination_port, packet.source_port)
-        with suppress(TunnelError):
-            self._tunnel.send(node, answer)
 
     def _budget(self, node: int) -> Budget:
         """Return what all streams to a node share; it lasts as long as one of them."""

@@ -180,7 +180,7 @@ class Node:
         self.tunnel.deliver = self.carrier.receive
         self.tunnel.on_restart = self.carrier.forget_streams
         self.tunnel.on_answer = self.carrier.repeat_now
-        self.trust.on_asked = self.carrier.expect_reply
+        self.trust.on_asked = self.carrier.admission.expect_reply
         self.trust.on_parted = self.tunnel.forget
         self.beacon: Final = BeaconClient(
             network=network,

@@ -50,7 +50,7 @@ class RemoteConnection(Connection):
     ) -> None:
         super().__init__(conn_id, machine.local, machine.remote, owner=owner, dialled=dialled, on_state=on_state)
         self.machine: Final = machine
-        self.answered: Final = trio.Event()  # the dial was answered, one way or the other
+        self.on_answer: Callable[[], None] | None = None  # called when a dial is over, one way or the other
         self.refused = False
         self.forgotten = False  # the carrier's tables have nothing of it any more
         self.timer: Final = timers.timer(self._on_due)
@@ -110,8 +110,18 @@ class RemoteConnection(Connection):
         # A row in TIME_WAIT is the table's from then on: unread bytes outlive the machine's own timer.
         if state is not self._state and self._state is not ConnState.TIME_WAIT:
             self._enter(state)
-        if state is not ConnState.SYN_SENT:
-            self.answered.set()
+        if state is not ConnState.SYN_SENT and self.on_answer is not None:
+            on_answer, self.on_answer = self.on_answer, None
+            on_answer()
+
+    def pump(self) -> None:
+        """Send what there is to be sent."""
+        self._pump(self)
+
+    def repeat_syn(self) -> None:
+        """Send the SYN of a dial again."""
+        self.machine.send_syn()
+        self._pump(self)
 
     def write_nowait(self, data: bytes | bytearray | memoryview) -> int:
         self._check_open()

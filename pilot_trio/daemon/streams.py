@@ -22,7 +22,7 @@ from pilot_trio.daemon.connection import ConnState as ConnState
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.local_stream import LocalConnection
 from pilot_trio.daemon.state import NodeState
-from pilot_trio.errors import DialRefused, NoRoute, PortNotAllowed
+from pilot_trio.errors import DialError, DialRefused, NoRoute, PortNotAllowed
 from pilot_trio.proto.ports import ConnectionCounts, ConnectionIds, PortTable
 
 ACCEPT_BACKLOG_MAX: Final = 64  # connections that wait for `accept`, per port; protocol, `spec/ipc.md` §8
@@ -40,6 +40,18 @@ class StreamStatistics(NamedTuple):
     accept_queue_drops: int  # refused because a backlog was full, since the start
 
 
+class Attempt(Protocol):
+    """A dial under way."""
+
+    def cancel(self) -> None:
+        """End it, leaving nothing; its outcome is `DialCancelled`. Too late is no error."""
+        ...
+
+
+Opened = Callable[["Connection | DialError"], None]
+"""Gets the outcome of a dial, once."""
+
+
 class Carrier(abc.ABC):
     """Opens streams to other nodes."""
 
@@ -54,6 +66,14 @@ class Carrier(abc.ABC):
         Raises:
           DialError: with the text that clients see (`spec/ipc.md` §5.2).
         """
+
+    def in_contact(self, node: NodeId) -> bool:
+        """Say whether a dial to a node needs nothing but its answer, so that `begin` will do."""
+        return False
+
+    def begin(self, address: Address, port: Port, owner: Hashable, done: Opened) -> Attempt:
+        """Do as `open`, for a node that is in contact, without a task: `done` gets the outcome, after this has returned."""
+        raise NoRoute(f"no tunnel to node {address.node}")
 
 
 class RouteResolver(Protocol):
@@ -220,6 +240,15 @@ class StreamTable:
             return self.dial_local(address, port, owner=owner)
         self._check_dial(address, port)
         return await self._carrier.open(address, Port(port), owner)
+
+    def in_contact(self, address: Address) -> bool:
+        """Whether a dial to a node needs nothing but its answer, so that `begin_dial` will do."""
+        return self._carrier.in_contact(address.node)
+
+    def begin_dial(self, address: Address, port: int, *, owner: Hashable, done: Opened) -> Attempt:
+        """Do as `dial`, for a node that is in contact, without a task: `done` gets the outcome, after this has returned."""
+        self._check_dial(address, port)
+        return self._carrier.begin(address, Port(port), owner, done)
 
     def dial_local(
         self, address: Address, port: int, *, owner: Hashable, on_open: Callable[[Connection], None] = _ignore

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.config import StreamLimits
-from pilot_trio.daemon import carrier as module
+from pilot_trio.daemon.dialling import KEY_WAIT
 from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
 from pilot_trio.daemon.streams import ConnState
 from pilot_trio.errors import DialRefused, DialTimeout, NoRoute
@@ -159,7 +159,7 @@ async def test_a_dial_waits_for_the_key_before_it_spends_retries(autojump_clock:
         one.tunnel.has_keys = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(open_stream, one.streams, two.address, 5000, "client")
-            await trio.sleep(module.KEY_WAIT - 0.1)
+            await trio.sleep(KEY_WAIT - 0.1)
             one.tunnel.has_keys.set()
 
 
@@ -357,7 +357,7 @@ async def test_one_batch_costs_one_acknowledgment_per_connection(autojump_clock:
 
 async def test_a_thousand_streams_come_and_go_without_growth(autojump_clock: Clock) -> None:
     async with joined(limits=StreamLimits(syn_rate_limit=100_000)) as (one, two, _):
-        two.carrier._syns._whitelist = None
+        two.carrier.admission._syns._whitelist = None
         listener = listen(two.streams, 5000, "server")
 
         async def serve() -> None:

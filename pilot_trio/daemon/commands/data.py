@@ -16,8 +16,8 @@ import trio
 
 from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.datagrams import Datagrams
-from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Route
-from pilot_trio.daemon.streams import PortListener, StreamTable
+from pilot_trio.daemon.dispatch import Answer, Client, CommandTable, Lane, Later, Promise, Route
+from pilot_trio.daemon.streams import Attempt, PortListener, StreamTable
 from pilot_trio.errors import CommandError, DecodeError, DialCancelled, DialError, IPCClosedError
 from pilot_trio.wire import ipc
 from pilot_trio.wire.ipc import Code, Target
@@ -68,12 +68,12 @@ class _Holder:
 
     def __init__(self, streams: StreamTable) -> None:
         self._streams = streams
-        self.dials: set[trio.CancelScope] = set()
+        self.dials: set[Attempt | trio.CancelScope] = set()
         self.released = False
 
     def cancel_dials(self) -> None:
-        for scope in self.dials:
-            scope.cancel()
+        for dial in list(self.dials):
+            dial.cancel()
 
     def release(self) -> None:
         """Let go of everything, at once: ports are free, connections closed, dials aborted when this returns."""
@@ -117,7 +117,7 @@ class _DataCommands:
 
     # Streams
 
-    def dial(self, client: Client, payload: bytes) -> Later | None:
+    def dial(self, client: Client, payload: bytes) -> Later | Promise | None:
         target = ipc.decode_dial(payload)
         holder = self._holder(client)
         if self._streams.live(holder) >= CLIENT_CONNECTIONS_MAX:
@@ -126,10 +126,27 @@ class _DataCommands:
             on_open = partial(_open, client)
             self._streams.dial_local(target.address, target.port, owner=holder, on_open=on_open)
             return None
+        if self._streams.in_contact(target.address):
+            return Promise(partial(self._begin_dial, client, holder, target))
         # From here on the dial is in flight: a Cancel in the same read as the Dial finds its scope.
         scope = trio.CancelScope()
         holder.dials.add(scope)
         return Later(partial(self._dial, client, holder, scope, target))
+
+    def _begin_dial(self, client: Client, holder: _Holder, target: Target, answer: Answer) -> None:
+        if holder.released:
+            raise DialCancelled
+
+        def done(outcome: Connection | DialError) -> None:
+            holder.dials.discard(dial)
+            if isinstance(outcome, DialError):
+                answer(outcome)
+            else:
+                answer(ipc.encode_conn(Code.DIAL_OK, outcome.conn_id))
+                outcome.attach(_Pusher(client, outcome))
+
+        dial = self._streams.begin_dial(target.address, target.port, owner=holder, done=done)
+        holder.dials.add(dial)
 
     async def _dial(self, client: Client, holder: _Holder, scope: trio.CancelScope, target: Target) -> None:
         connection = None
