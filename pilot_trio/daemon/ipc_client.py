@@ -220,6 +220,8 @@ class IPCClient(Client):
             while data := await self._transport.receive_some(READ_MAX):
                 self._decoder.feed(data)
                 await self._handle_frames()
+                if self._transport.drained:
+                    self._budget = TURN_QUANTUM  # others get their turn anyway
         except DecodeError as exc:
             # There is no way back into step. What came before was answered; then the connection closes.
             _log.info("IPC client lost: %s client=%d", exc, self._client_id)

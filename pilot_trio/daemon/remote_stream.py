@@ -55,6 +55,7 @@ class RemoteConnection(Connection):
         self.forgotten = False  # the carrier's tables have nothing of it any more
         self.timer: Final = timers.timer(self._on_due)
         self._pump = pump
+        self._followed = State.SYN_SENT  # the machine's state that was acted upon last
         self._closed_here = False
         self._broke = False  # the end came before the peer's was reached
 
@@ -106,7 +107,10 @@ class RemoteConnection(Connection):
         self._follow_machine()
 
     def _follow_machine(self) -> None:
-        state = _STATES[self.machine.state]
+        if self.machine.state is self._followed:
+            return  # nearly always, and cheaper to see than to look up: enumerations hash in Python
+        self._followed = self.machine.state
+        state = _STATES[self._followed]
         # A row in TIME_WAIT is the table's from then on: unread bytes outlive the machine's own timer.
         if state is not self._state and self._state is not ConnState.TIME_WAIT:
             self._enter(state)

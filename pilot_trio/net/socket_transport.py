@@ -41,6 +41,10 @@ class SocketTransport(Transport):
         self._at_end = False
         self._read_everything = False  # the last read emptied the socket; trying again first would be a wasted call
 
+    @property
+    def drained(self) -> bool:
+        return self._read_everything
+
     async def receive_some(self, max_bytes: int) -> bytes:
         if self._read_everything:
             await trio.lowlevel.wait_readable(self._sock)

@@ -14,6 +14,11 @@ class Transport(abc.ABC):
 
     __slots__ = ()
 
+    @property
+    @abc.abstractmethod
+    def drained(self) -> bool:
+        """Whether `receive_some` would wait, as far as is known: there was nothing more than what it returned last."""
+
     @abc.abstractmethod
     async def receive_some(self, max_bytes: int) -> bytes:
         """Return 1 to `max_bytes` bytes as soon as there are any, `b""` at end of stream.

@@ -140,6 +140,10 @@ class MemoryTransport(Transport):
         """Bytes written here that the other end has not read."""
         return len(self._outgoing)
 
+    @property
+    def drained(self) -> bool:
+        return not len(self._incoming)
+
     async def receive_some(self, max_bytes: int) -> bytes:
         while True:
             if self._closed:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.config import StreamLimits
+from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.dialling import KEY_WAIT
 from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
 from pilot_trio.daemon.streams import ConnState
-from pilot_trio.errors import DialRefused, DialTimeout, NoRoute
+from pilot_trio.errors import DialCancelled, DialRefused, DialTimeout, NoRoute
 from pilot_trio.services.echo import serve_echo
 from pilot_trio.wire.packet import ACK, DATAGRAM, FIN, RST, STREAM, SYN, Packet
 
@@ -181,6 +182,98 @@ async def test_a_cancelled_dial_leaves_nothing_and_sends_nothing_more(autojump_c
         before = len(wire.sent)
         await trio.sleep(20)
         assert len(wire.sent) == before
+
+
+class TestDialsWithoutATask:
+    """`begin`, for nodes that are in contact."""
+
+    async def test_the_outcome_is_told_in_the_turn_in_which_the_answer_arrives(self, autojump_clock: Clock) -> None:
+        async with joined() as (one, two, wire):
+            listen(two.streams, 5000, "server")
+            outcomes: list[tuple[object, float]] = []
+            started = trio.current_time()
+            one.streams.begin_dial(
+                two.address, 5000, owner="client", done=lambda got: outcomes.append((got, trio.current_time()))
+            )
+            await trio.sleep(5 * wire.delay)
+            ((connection, at),) = outcomes
+            assert isinstance(connection, Connection)
+            assert connection.state is ConnState.ESTABLISHED
+            assert at - started == pytest.approx(2 * wire.delay)
+
+    async def test_a_refusal_is_an_outcome(self, autojump_clock: Clock) -> None:
+        async with joined() as (one, two, _):
+            outcomes: list[object] = []
+            one.streams.begin_dial(two.address, 9, owner="client", done=outcomes.append)
+            await trio.sleep(0.1)
+            assert [type(outcome) for outcome in outcomes] == [DialRefused]
+            assert clean(one, two)
+
+    async def test_no_answer_is_an_outcome_after_seventeen_seconds(self, autojump_clock: Clock) -> None:
+        async with joined() as (one, two, wire):
+            wire.filter = lambda node, packet: False
+            outcomes: list[object] = []
+            one.streams.begin_dial(two.address, 9, owner="client", done=outcomes.append)
+            await trio.sleep(17.2)
+            assert not outcomes
+            await trio.sleep(0.1)
+            assert [str(outcome) for outcome in outcomes] == ["dial timeout"]
+            assert len(wire.sent) == 8
+            assert one.tunnel.undone == one.forgotten == [2]
+            assert clean(one)
+
+    @pytest.mark.parametrize("after", [0.0, 0.001, 0.5, 3.0])
+    async def test_cancelling_leaves_nothing_and_takes_the_turn_to_the_relay_back(
+        self, after: float, autojump_clock: Clock
+    ) -> None:
+        async with joined() as (one, two, wire):
+            wire.filter = lambda node, packet: False
+            outcomes: list[object] = []
+            dial = one.streams.begin_dial(two.address, 5000, owner="client", done=outcomes.append)
+            await trio.sleep(after)
+            dial.cancel()
+            dial.cancel()
+            assert [type(outcome) for outcome in outcomes] == [DialCancelled]
+            assert clean(one)
+            assert not one.tunnel.relayed
+            before = len(wire.sent)
+            await trio.sleep(60)
+            assert len(wire.sent) == before
+            assert one.streams.rows() == []
+
+    async def test_cancelling_too_late_changes_nothing(self, autojump_clock: Clock) -> None:
+        async with joined() as (one, two, _):
+            listen(two.streams, 5000, "server")
+            outcomes: list[object] = []
+            dial = one.streams.begin_dial(two.address, 5000, owner="client", done=outcomes.append)
+            await trio.sleep(0.1)
+            dial.cancel()
+            assert len(outcomes) == 1
+            assert [row["state"] for row in one.streams.rows()] == ["ESTABLISHED"]
+
+    async def test_whoever_is_gone_has_no_dial(self, autojump_clock: Clock) -> None:
+        async with joined() as (one, two, wire):
+            wire.filter = lambda node, packet: False
+            outcomes: list[object] = []
+            one.streams.begin_dial(two.address, 5000, owner="client", done=outcomes.append)
+            one.streams.close_owned("client")
+            assert [type(outcome) for outcome in outcomes] == [DialCancelled]
+            assert clean(one)
+
+    async def test_dials_that_begin_in_one_turn_leave_together(self, autojump_clock: Clock) -> None:
+        async with joined() as (one, two, wire):
+            listen(two.streams, 5000, "server")
+            batches: list[int] = []
+            carry = wire.carry
+            wire.carry = lambda source, batch: (batches.append(len(batch)), carry(source, batch))[1]  # type: ignore[method-assign,func-returns-value]
+            outcomes: list[object] = []
+            with one.carrier.turn:
+                for _ in range(16):
+                    one.streams.begin_dial(two.address, 5000, owner="client", done=outcomes.append)
+                assert batches == []
+            await trio.sleep(0.1)
+            assert batches == [16, 16, 16]  # the questions, the answers, the acknowledgments
+            assert len(outcomes) == 16
 
 
 async def test_closing_delivers_what_was_written_and_frees_everything(autojump_clock: Clock) -> None:

@@ -8,7 +8,7 @@ import attrs
 import pytest
 import trio
 
-from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Route
+from pilot_trio.daemon.dispatch import Answer, Client, CommandTable, Lane, Later, Promise, Route
 from pilot_trio.daemon.ipc import IPCServer
 from pilot_trio.errors import CommandError
 from pilot_trio.testing.memory_transport import MemoryTransportListener
@@ -29,12 +29,14 @@ class Commands:
     seen: list[tuple[int, bytes]] = attrs.field(factory=list)
     clients: list[Client] = attrs.field(factory=list)  # those that sent DIAL
     started: int = 0
+    promised: list[tuple[bytes, Answer]] = attrs.field(factory=list)  # what RESOLVE_HOSTNAME waits for
 
     def table(self) -> CommandTable:
         return {
             Code.HEALTH: Route(lambda client, payload: HEALTH_OK, Lane.FIFO),
             Code.INFO: Route(lambda client, payload: INFO_OK),
             Code.DIAL: Route(self.wait_for_gate),
+            Code.RESOLVE_HOSTNAME: Route(self.promise),
             Code.SEND: Route(self.record, Lane.FIFO, replies=False),
             Code.SEND_TO_CONFIRM: Route(self.confirm, Lane.FIFO, error_prefix="sendto: "),
             Code.BIND: Route(self.bind),
@@ -54,6 +56,20 @@ class Commands:
             return encode_frame(Code.DIAL_OK, payload)
 
         return Later(wait)
+
+    def promise(self, client: Client, payload: bytes) -> Promise:
+        if payload == b"refused":
+            raise CommandError("refused at once")
+
+        def start(answer: Answer) -> None:
+            if payload == b"now":
+                answer(encode_frame(Code.RESOLVE_HOSTNAME_OK, payload))
+            elif payload == b"crash":
+                raise ZeroDivisionError("a bug")
+            else:
+                self.promised.append((payload, answer))
+
+        return Promise(start)
 
     def record(self, client: Client, payload: bytes) -> Later | None:
         self.seen.append((client.client_id, payload))

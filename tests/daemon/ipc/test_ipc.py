@@ -11,7 +11,7 @@ import trio.testing
 from pilot_trio.daemon.dispatch import CLIENT_IN_FLIGHT_MAX, Client, Lane, Route
 from pilot_trio.daemon.ipc import CLIENTS_MAX, SHUTDOWN_DRAIN
 from pilot_trio.daemon.ipc_client import DISPATCH_COST, TURN_QUANTUM
-from pilot_trio.errors import IPCClosedError, LocalProtocolError
+from pilot_trio.errors import CommandError, IPCClosedError, LocalProtocolError
 from pilot_trio.wire.ipc import Code, encode_error, encode_frame
 
 from .conftest import HEALTH, HEALTH_OK, INFO_OK, Bench
@@ -52,6 +52,65 @@ async def test_frame_of_exactly_one_mebibyte_is_served(bench: Bench) -> None:
     await client.write_all(encode_frame(Code.SEND, bytes((1 << 20) - 1)) + HEALTH)
     assert await client.read_frame() == HEALTH_OK[4:]
     assert len(bench.commands.seen[0][1]) == (1 << 20) - 1
+
+
+def promise(payload: bytes) -> bytes:
+    return encode_frame(Code.RESOLVE_HOSTNAME, payload)
+
+
+async def test_promises_are_answered_as_they_are_kept_and_hold_up_nobody(bench: Bench) -> None:
+    client = await bench.connect()
+    client.write(promise(b"first") + promise(b"now") + promise(b"second") + HEALTH)
+    assert await client.read_frames(2) == [encode_frame(Code.RESOLVE_HOSTNAME_OK, b"now")[4:], HEALTH_OK[4:]]
+    assert bench.server.statistics().in_flight == 2
+    for payload, answer in reversed(bench.commands.promised):
+        answer(encode_frame(Code.RESOLVE_HOSTNAME_OK, payload) if payload == b"first" else CommandError("broken"))
+    assert await client.read_frames(2) == [
+        encode_error("broken")[4:],
+        encode_frame(Code.RESOLVE_HOSTNAME_OK, b"first")[4:],
+    ]
+    assert bench.server.statistics().in_flight == 0
+
+
+async def test_a_promise_that_cannot_be_made_is_an_error_reply(bench: Bench) -> None:
+    client = await bench.connect()
+    client.write(promise(b"refused") + promise(b"crash") + HEALTH)
+    assert await client.read_frames(3) == [
+        encode_error("refused at once")[4:],
+        encode_error("internal error")[4:],
+        HEALTH_OK[4:],
+    ]
+    assert bench.server.statistics().crashes == 1
+    assert bench.server.statistics().in_flight == 0
+
+
+async def test_promises_count_against_the_limit_of_requests_in_flight(bench: Bench, autojump_clock: object) -> None:
+    client = await bench.connect()
+    await client.write_all(promise(b"x") * (CLIENT_IN_FLIGHT_MAX + 5) + HEALTH)
+    await settled(lambda: len(bench.commands.promised) == CLIENT_IN_FLIGHT_MAX)
+    await trio.sleep(1)
+    assert bench.server.statistics().in_flight == len(bench.commands.promised) == CLIENT_IN_FLIGHT_MAX
+    for _, answer in list(bench.commands.promised[:5]):
+        answer(encode_frame(Code.RESOLVE_HOSTNAME_OK))
+    frames = await client.read_frames(6)
+    assert frames[-1] == HEALTH_OK[4:]
+    assert len(bench.commands.promised) == CLIENT_IN_FLIGHT_MAX + 5
+
+
+async def test_a_promise_is_kept_after_the_end_of_input_and_to_nobody_who_has_left(
+    bench: Bench, autojump_clock: object
+) -> None:
+    client, gone = await bench.connect(), await bench.connect()
+    client.write(promise(b"x"))
+    gone.write(promise(b"y"))
+    await settled(lambda: len(bench.commands.promised) == 2)
+    client.shut_down_write()
+    gone.close()
+    await settled(lambda: bench.server.client_count == 1)
+    for payload, answer in bench.commands.promised:
+        answer(encode_frame(Code.RESOLVE_HOSTNAME_OK, payload))
+    assert await client.read_to_end() == [encode_frame(Code.RESOLVE_HOSTNAME_OK, b"x")[4:]]
+    await settled(lambda: bench.server.client_count == 0)
 
 
 async def test_reply_longer_than_a_frame_becomes_an_error(bench: Bench) -> None:

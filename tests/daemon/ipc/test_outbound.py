@@ -26,6 +26,10 @@ class Socket(Transport):
         self.room += room
         self._changed.unpark_all()
 
+    @property
+    def drained(self) -> bool:
+        raise NotImplementedError
+
     async def receive_some(self, max_bytes: int) -> bytes:
         raise NotImplementedError
 
