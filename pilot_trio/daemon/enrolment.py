@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 import attrs
@@ -26,6 +26,7 @@ from pilot_trio.daemon.beacon_client import BeaconClient
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.interfaces import Registry
 from pilot_trio.daemon.networks import Networks
+from pilot_trio.daemon.same_lan import lan_endpoints
 from pilot_trio.daemon.state import REFERENCE_VERSION, NodeState
 from pilot_trio.errors import RegistryError, RegistryUnavailable, StartupError
 from pilot_trio.net.addresses import is_literal, is_public, on_this_machine
@@ -78,6 +79,7 @@ class Enrolment:
       networks: started once there is an id.
       beacon: told about every registration.
       bound: where the UDP socket is bound.
+      own_hosts: the addresses under which neighbours may know this machine; see `Network.own_hosts`.
       settle_key: finds out which key counts if a rotation was interrupted; raises `RegistryError`.
       events: where registrations and heartbeats are published.
       trusted: the peers to report again after the registry lost us.
@@ -93,6 +95,7 @@ class Enrolment:
         networks: Networks,
         beacon: BeaconClient,
         bound: Endpoint,
+        own_hosts: Callable[[Endpoint], Sequence[str]],
         settle_key: Callable[[], Awaitable[None]],
         events: EventBus,
         trusted: Callable[[], Iterable[NodeId]],
@@ -106,6 +109,7 @@ class Enrolment:
         self._networks = networks
         self._beacon = beacon
         self._bound = bound
+        self._own_hosts = own_hosts
         self._settle_key = settle_key
         self._events = events
         self._trusted = trusted
@@ -210,7 +214,10 @@ class Enrolment:
             _log.warning("cannot tell which key is registered", extra={"kv": {"error": str(exc)}})
         state = self._state
         key = state.identity.public_key_b64
+        state.lan_endpoints = self._lan_endpoints()
         fields: dict[str, Any] = {"relay_only": True} if self._config.relay_only else {}
+        if state.lan_endpoints:
+            fields["lan_addrs"] = [str(endpoint) for endpoint in state.lan_endpoints]
         answer = await self._registry.call(
             "register",
             listen_addr=self._listen_addr,
@@ -233,6 +240,13 @@ class Enrolment:
         if isinstance(hostname, str) and not self._config.hostname:
             state.hostname = hostname
         self._beacon.announce()
+
+    def _lan_endpoints(self) -> tuple[Endpoint, ...]:
+        """Return where neighbours reach this node; none for one that hides its endpoint."""
+        beacon = self._beacon.address
+        if beacon is None or self._config.relay_only:
+            return ()
+        return lan_endpoints(self._own_hosts(beacon), self._bound)
 
     def _adopt_observed(self, answer: Message) -> None:
         """Take over the address under which the registry saw us if ours is of no use to others (`spec/registry.md` §4.1)."""

@@ -200,6 +200,7 @@ class Node:
             networks=self.networks,
             beacon=self.beacon,
             bound=sock.endpoint,
+            own_hosts=network.own_hosts,
             settle_key=self.rotation.settle,
             events=self.events,
             trusted=self.trust.trusted_ids,

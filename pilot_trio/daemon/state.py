@@ -9,6 +9,7 @@ import attrs
 
 from pilot_trio.address import BACKBONE, Address, NetworkId, NodeId
 from pilot_trio.crypto.identity import Identity
+from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.version import REFERENCE_VERSION as REFERENCE_VERSION
 
 
@@ -47,6 +48,7 @@ class NodeState:
     next_key: NextKey | None = None  # while it is open whether it has replaced `identity`
     node_id: NodeId = attrs.field(default=NodeId(0))  # 0 until registered
     endpoint: str = ""  # own UDP endpoint as registered, host:port
+    lan_endpoints: tuple[Endpoint, ...] = ()  # where neighbours reach this node
     beacon_addr: str = ""
     hostname: str = ""
     email: str = ""

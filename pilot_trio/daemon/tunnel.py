@@ -90,7 +90,7 @@ class Tunnel:
             settings=settings,
         )
         self._report = TunnelLog(bus, settings.is_trusted)
-        self._lookups = Lookups(resolver, network, on_key=self._on_key, on_route=self._on_route)
+        self._lookups = Lookups(state, resolver, network, on_key=self._on_key, on_route=self._on_route)
         self._turn = Turn(self._settle)
         self._known_as: tuple[object, object] = (None, None)
         self._waiting: dict[int, trio.lowlevel.ParkingLot] = {}  # for a session, by node

@@ -16,6 +16,8 @@ import attrs
 import trio
 
 from pilot_trio.daemon.resolver import Route
+from pilot_trio.daemon.same_lan import neighbour
+from pilot_trio.daemon.state import NodeState
 from pilot_trio.errors import NoRoute, RegistryError
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.proto.tunnel.machine import RouteAnswer
@@ -65,6 +67,7 @@ class Lookups:
     """Asks, in tasks of its own.
 
     Args:
+      state: says in which network this node is.
       resolver: asks the registry, with its caches.
       network: resolves host names of endpoints.
       on_key: gets a node's key, None if it could not be had.
@@ -73,12 +76,14 @@ class Lookups:
 
     def __init__(
         self,
+        state: NodeState,
         resolver: KeyAndRouteResolver,
         network: NameResolver,
         *,
         on_key: Callable[[int, bytes | None], None],
         on_route: Callable[[int, RouteAnswer | None], None],
     ) -> None:
+        self._state = state
         self._resolver = resolver
         self._network = network
         self._on_key = on_key
@@ -153,7 +158,7 @@ class Lookups:
         answer: RouteAnswer | None = None
         try:
             route = await self._resolver.resolve(node)
-            answer = RouteAnswer(await self._literal(route.endpoint), route.relay_only)
+            answer = await self._answer(route)
         except NoRoute as exc:
             pending.error = str(exc)
         except OSError as exc:
@@ -166,6 +171,13 @@ class Lookups:
             _log.debug("no route", extra={"kv": {"peer_node_id": node, "error": pending.error}})
         self._on_route(node, answer)
         pending.done.set()
+
+    async def _answer(self, route: Route) -> RouteAnswer:
+        if not route.relay_only:
+            inside = neighbour(route, self._state.lan_endpoints, self._state.endpoint)
+            if inside is not None:
+                return RouteAnswer(inside, same_lan=True)
+        return RouteAnswer(await self._literal(route.endpoint), route.relay_only)
 
     async def _literal(self, endpoint: Endpoint) -> Endpoint:
         """Return the endpoint by address. A socket that is given a name would look it up and hold up everything."""

@@ -109,6 +109,11 @@ class Network(abc.ABC):
         """
         return None
 
+    def own_hosts(self, to: Endpoint) -> Sequence[str]:
+        """Return the addresses under which neighbours may know this machine; `to`: somewhere outside."""
+        host = self.source_host(to)
+        return (host,) if host else ()
+
     def clock(self) -> float:
         """Return seconds of a clock that goes on while the machine sleeps."""
         return trio.current_time()

@@ -213,6 +213,9 @@ class SimulatedHost(Network):
             return Endpoint(self.address, name.port)
         return Endpoint(self.network.lookup(name.host), name.port)
 
+    def own_hosts(self, to: Endpoint) -> tuple[str, ...]:
+        return (self.address,)
+
     def random_source(self) -> random.Random:
         return self.network.random_for(self)
 

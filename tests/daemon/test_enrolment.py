@@ -44,6 +44,7 @@ class Setup:
         self.trusted: list[NodeId] = []
         self.settled: list[Exception | None] = [None]
         self.enrolment: Enrolment
+        self.own_hosts: list[str] = []
 
     async def settle_key(self) -> None:
         if (failure := self.settled.pop(0) if len(self.settled) > 1 else self.settled[0]) is not None:
@@ -77,6 +78,7 @@ class Setup:
             networks=networks,
             beacon=beacon,
             bound=sock.endpoint,
+            own_hosts=lambda _to: self.own_hosts,
             settle_key=self.settle_key,
             events=self.bus,
             trusted=lambda: self.trusted,
@@ -152,6 +154,18 @@ async def test_refused_name_does_not_stop_the_start(
         assert setup.state.hostname == ""
         assert "failed to set hostname" in caplog.text
         assert "failed to set visibility" in caplog.text
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_neighbours_are_told_where_to_find_this_node_unless_it_hides(
+    autojump_clock: MockClock, hidden: bool
+) -> None:
+    setup = Setup(relay_only=hidden)
+    setup.own_hosts = ["192.168.1.5", "8.8.8.8"]
+    async with setup.running():
+        await setup.enrolment.announced.wait()
+        assert setup.client.calls[0].fields.get("lan_addrs") == (None if hidden else ["192.168.1.5:4000"])
+        assert setup.state.lan_endpoints == (() if hidden else (Endpoint("192.168.1.5", 4000),))
 
 
 @pytest.mark.parametrize(

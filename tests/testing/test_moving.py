@@ -10,8 +10,8 @@ import trio
 
 from pilot_trio.config import RegistryConfig
 from pilot_trio.net.endpoint import Endpoint
-from pilot_trio.testing import Link, NodeNetwork, RunningNode, open_node, open_node_network
-from tests.testing.overlay import ECHO, dial, echo, simulate
+from pilot_trio.testing import Link, NatType, NodeNetwork, RunningNode, SimulatedNetwork, open_node, open_node_network
+from tests.testing.overlay import ECHO, content, dial, echo, simulate
 
 QUICK = Link(delay=0.02)
 ANY = Endpoint("", 0)
@@ -50,3 +50,17 @@ def test_a_restarted_peer_is_dialled_directly_within_a_second(port: int, tmp_pat
                 assert relayed(nodes[0], after) == [0, 0]
 
     simulate(main, 1)
+
+
+@pytest.mark.parametrize("kind", list(NatType))
+def test_two_nodes_behind_one_router_meet_inside(kind: NatType) -> None:
+    async def main() -> None:
+        network = SimulatedNetwork(seed=2, link=QUICK)
+        router = network.router(kind)
+        async with open_node_network(2, network=network, nats=[router, router]) as nodes:
+            async with await nodes[0].driver.dial(nodes[1].address, ECHO) as stream:
+                assert await echo(stream, content(20_000, 2)) == content(20_000, 2)
+            assert relayed(*nodes) == [0, 0]
+            assert network.direction(nodes.hosts[0], nodes.hosts[1]).counted.carried > 20
+
+    simulate(main, 2)
