@@ -29,12 +29,13 @@ class ReplayWindow:
 
     __slots__ = ("_bits", "_bits_at", "_mask", "_size", "highest")
 
-    def __init__(self, size: int = WINDOW) -> None:
+    def __init__(self, size: int = WINDOW, *, highest: int = 0) -> None:
+        """Begin anew, or with every counter up to `highest` taken for seen."""
         self._size = size
         self._mask = (1 << size) - 1
         self._bits = 0
         self._bits_at = 0
-        self.highest = 0
+        self.highest = highest
         """The highest counter accepted so far. Raising it by one says that the one after it was seen."""
 
     def accept(self, counter: int) -> Verdict:

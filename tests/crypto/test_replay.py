@@ -69,3 +69,14 @@ def test_a_run_longer_than_the_window_leaves_nothing_open() -> None:
         assert window.accept(counter) is Verdict.FRESH
     assert [window.accept(counter) for counter in range(936, 1000)] == [Verdict.REPLAY] * 64
     assert window.accept(935) is Verdict.OUTSIDE
+
+
+def test_a_window_can_begin_with_everything_seen_up_to_a_counter() -> None:
+    window = ReplayWindow(highest=10_000)
+    assert [window.accept(counter) for counter in (10_000, 10_000 - WINDOW + 1)] == [Verdict.REPLAY] * 2
+    assert window.accept(10_000 - WINDOW) is Verdict.OUTSIDE
+    assert [window.accept(counter) for counter in (10_002, 10_001, 10_001)] == [
+        Verdict.FRESH,
+        Verdict.FRESH,
+        Verdict.REPLAY,
+    ]

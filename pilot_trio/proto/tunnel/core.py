@@ -13,6 +13,7 @@ from pilot_trio.proto.tunnel.errors import NoAddress
 from pilot_trio.proto.tunnel.events import Addr, Drop, Event, RelayActivated
 from pilot_trio.proto.tunnel.peer import Peer
 from pilot_trio.proto.tunnel.route import SILENT
+from pilot_trio.proto.tunnel.session import Past
 from pilot_trio.proto.tunnel.settings import PEERS_MAX, RELAY_PEERS_MAX, SOURCES_MAX, TunnelSettings
 from pilot_trio.wire.beacon import Relay
 
@@ -53,7 +54,7 @@ class Core:
         self.events: deque[Event] = deque()
         self.drops: Counter[Drop] = Counter()
         self.traffic = Traffic()
-        self._counters: OrderedDict[bytes, int] = OrderedDict()  # of ended sessions, by the peer's X25519 key
+        self._past: OrderedDict[bytes, Past] = OrderedDict()  # of ended sessions, by the peer's X25519 key
 
     def peer(self, node: int, now: float) -> Peer:
         """Return the peer, made now if it was unknown; the longest idle one makes room."""
@@ -72,16 +73,17 @@ class Core:
         self.touched[peer.node] = None
 
     def end_session(self, peer: Peer) -> None:
-        """Drop a peer's session, all but the last counter: a peer that keeps its own would take lower ones for replays."""
+        """Drop a peer's session, all but what both ends must know if its key comes back."""
         if peer.session is not None:
-            if len(self._counters) >= SOURCES_MAX:
-                self._counters.popitem(last=False)
-            self._counters[peer.session.peer_x25519] = peer.session.counter
+            self._past.pop(peer.session.peer_x25519, None)
+            if len(self._past) >= SOURCES_MAX:
+                self._past.popitem(last=False)
+            self._past[peer.session.peer_x25519] = peer.session.past
             peer.session = None
 
-    def last_counter(self, peer_x25519: bytes) -> int:
-        """Return the counter that was used last under the key shared with a peer's, 0 if none was."""
-        return self._counters.pop(peer_x25519, 0)
+    def past(self, peer_x25519: bytes) -> Past:
+        """Return what is known of earlier sessions with the key shared with a peer's."""
+        return self._past.pop(peer_x25519, Past())
 
     def forget(self, node: int) -> None:
         """Drop all state of a peer."""

@@ -273,7 +273,8 @@ class KeyExchanges:
         except AuthenticationError:
             self._refuse(peer.node, Drop.BAD_KEY)
             return
-        peer.session = Session(key, core.node_id, frame.x25519, core.random_bytes, now, core.last_counter(frame.x25519))
+        core.end_session(peer)
+        peer.session = Session(key, core.node_id, frame.x25519, core.random_bytes, now, core.past(frame.x25519))
         core.touch(peer)
         peer.installed_at = peer.used_at = peer.opened_at = now
         peer.installed_frame, peer.installed_by_relay = arrival.data, arrival.relayed

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
+import attrs
+
 from pilot_trio.crypto.aead import PREFIX_SIZE, Opener, Sealer, read_nonce
 from pilot_trio.crypto.replay import ReplayWindow, Verdict
 from pilot_trio.proto.tunnel.settings import (
@@ -15,6 +17,14 @@ from pilot_trio.proto.tunnel.settings import (
     SALVAGE_AGE,
     SALVAGE_PACKETS,
 )
+
+
+@attrs.frozen
+class Past:
+    """What is kept of an ended session, because its key comes back if both processes live on."""
+
+    counter: int = 0  # the nonce counter that was used last: the peer may remember it
+    seen: tuple[tuple[bytes, int], ...] = ()  # nonce prefixes of the peer and their highest counters: no replay since
 
 
 class Session:
@@ -32,25 +42,28 @@ class Session:
         peer_x25519: bytes,
         random_bytes: Callable[[int], bytes],
         now: float,
-        counter: int = 0,
+        past: Past = Past(),
     ) -> None:
         self.peer_x25519 = peer_x25519
         self.created_at = now
         self.decrypt_failures = self.replays = self.outside = 0  # in a row
         self._opener = Opener(key)
-        self._sealer = Sealer(key, own_node, random_bytes(PREFIX_SIZE), counter)
+        self._sealer = Sealer(key, own_node, random_bytes(PREFIX_SIZE), past.counter)
         self.seal: Callable[[bytes], bytes] = self._sealer.seal
         """Returns a datagram; take it to the network in the order of these calls."""
         self.seal_run: Callable[[Sequence[bytes]], list[bytes]] = self._sealer.seal_run
         """Likewise for packets in a row."""
-        self._epochs: OrderedDict[bytes, ReplayWindow] = OrderedDict()  # {nonce prefix: window}, latest used last
+        self._epochs = OrderedDict(  # {nonce prefix: window}, latest used last
+            (prefix, ReplayWindow(highest=highest)) for prefix, highest in past.seen
+        )
         self._prefix, self._window = b"", ReplayWindow()  # the latest; no nonce has an empty prefix
         self._salvage: deque[tuple[float, bytes]] = deque(maxlen=SALVAGE_PACKETS)
 
     @property
-    def counter(self) -> int:
-        """The nonce counter that was used last."""
-        return self._sealer.counter
+    def past(self) -> Past:
+        """What to begin with if there is a session with this key again."""
+        seen = tuple((prefix, window.highest) for prefix, window in self._epochs.items())
+        return Past(self._sealer.counter, seen)
 
     def open(self, datagram: bytes) -> tuple[bytes, Verdict, bool]:
         """Return packet, replay verdict, and whether it is the newest frame of its epoch so far.

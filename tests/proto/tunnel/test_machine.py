@@ -596,6 +596,42 @@ def test_a_peer_that_was_forgotten_and_kept_its_own_session_takes_nothing_for_a_
     assert int.from_bytes(sealed[0][12:20], "big") == counter + 1
 
 
+def test_what_was_received_before_a_session_was_forgotten_is_a_replay_afterwards() -> None:
+    net = Net()
+    net.connect()
+    net.send(1, 2, b"once")
+    captured = [data for source, _, data in net.sent if data[:4] == tunnel.PILS and source == net[1].addr]
+    net.advance(1000)
+    assert not net[2].machine.knows(1)
+    net.connect()
+    net[2].received.clear()
+    received = [net[2].machine.receive_datagrams([(data, net[1].addr)], net.now) for data in captured]
+    assert received == [[]] * len(captured)
+    net.send(1, 2, b"anew")
+    assert net.payloads(2) == [b"anew"]
+
+
+def test_a_session_that_another_key_has_replaced_is_remembered_too() -> None:
+    net = Net()
+    net.connect()
+    net.send(1, 2, b"once")
+    captured = net.sent[-1][2]
+    first = net[1].machine
+    net[1].restart()
+    net[1].machine.ensure(2, net.now)
+    net.pump()
+    net.send(1, 2, b"anew")
+    net[1].machine = first  # the same process after all, as with a replayed key frame in between
+    net.now += 10
+    frame = first._exchanges.key_frame()
+    net[2].machine.receive_datagrams([(frame, net[1].addr)], net.now)
+    net.pump()
+    net[2].received.clear()
+    assert net[2].machine.receive_datagrams([(captured, net[1].addr)], net.now) == []
+    net.send(1, 2, b"again")
+    assert net.payloads(2) == [b"again"]
+
+
 def test_strict_trust_drops_strangers_before_any_work() -> None:
     net = Net()
     net[2].settings.admits = lambda node: False
