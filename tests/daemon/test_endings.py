@@ -98,8 +98,8 @@ async def test_a_node_that_stops_lets_what_was_written_leave(loss: float, autoju
         for stream, _accepted in pairs:
             await stream.send_all(bytes(20_000))
         began = trio.current_time()
-        await one.streams.drain(2.0)
-        assert trio.current_time() - began < 2.0
+        await one.streams.drain(60.0)
+        assert trio.current_time() - began < 30.0
         one.carrier.receive = lambda batch: None  # type: ignore[method-assign] # it is gone
         for _stream, accepted in pairs:
             assert len(await read_all(accepted)) == 20_000

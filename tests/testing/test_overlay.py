@@ -198,6 +198,7 @@ def test_equal_seeds_repeat_a_whole_overlay() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # of a machine that has other things to do; alone it is less than ten
 def test_a_hundred_nodes_live_an_hour_with_loss() -> None:
     """Neighbours in a ring talk twice; nothing is lost for good, and nothing grows."""
 
