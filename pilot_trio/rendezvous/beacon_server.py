@@ -50,6 +50,10 @@ def _everybody(_requester: NodeId, _target: NodeId) -> bool:
     return True
 
 
+def _nowhere(_node: NodeId) -> str:
+    return ""
+
+
 @attrs.frozen
 class BeaconStatistics:
     """What a beacon has done so far, and what it knows now."""
@@ -73,11 +77,13 @@ class BeaconServer:
       is_registered: whether the registry knows a node; others get an answer and leave no trace.
       is_unlimited: whether a source host is free of rate limits.
       may_punch: whether the first node may learn the endpoint of the second, and neither hides its own.
+      endpoint_of: the endpoint, host:port, that a node has registered with its signature.
     """
 
     is_registered: Callable[[NodeId], bool]
     is_unlimited: Callable[[str], bool]
     may_punch: Callable[[NodeId, NodeId], bool] = _everybody
+    endpoint_of: Callable[[NodeId], str] = _nowhere
     table: EndpointTable = attrs.field(factory=EndpointTable)
     _schedule: NotifySchedule = attrs.field(factory=NotifySchedule, init=False)
     _postponed: trio.Event = attrs.field(factory=trio.Event, init=False)  # set when a notify was put off
@@ -184,7 +190,9 @@ class BeaconServer:
         self._discovers += 1
         # Id 0 is a node that is about to register and asks for its address only.
         if message.node and self.is_registered(message.node):
-            if self.table.note(message.node, source, now, multi=message.multi) is Noted.TOO_SOON:
+            registered = self.endpoint_of(message.node) == str(source)
+            noted = self.table.note(message.node, source, now, multi=message.multi, registered=registered)
+            if noted is Noted.TOO_SOON:
                 self._moves_refused += 1
         elif message.node:
             self._strangers += 1

@@ -1,7 +1,8 @@
 """Where nodes were last seen by the beacon, and whom it may poke now. Pure: datagrams are `beacon_server`'s affair.
 
 An entry is a claim: a discover is not signed. So the table takes only nodes that the registry knows, a claim cannot
-replace a fresh one at once, and what is decided by it (relay, punch, notify) is best effort by protocol.
+replace a fresh one at once, and what is decided by it (relay, punch, notify) is best effort by protocol. But a claim that
+says what the node has registered, which is signed, is taken at once: a node that restarts again and again stays reachable.
 """
 
 from __future__ import annotations
@@ -68,8 +69,10 @@ class EndpointTable:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def note(self, node: NodeId, endpoint: Endpoint, now: float, *, multi: bool = False) -> Noted:
-        """Take a claim that `node` is at `endpoint`, and how it wants its frames."""
+    def note(
+        self, node: NodeId, endpoint: Endpoint, now: float, *, multi: bool = False, registered: bool = False
+    ) -> Noted:
+        """Take a claim that `node` is at `endpoint`, and how it wants its frames; `registered`: the registry says so too."""
         self.expire(now)
         entry = self._entries.get(node)
         if entry is None:
@@ -78,7 +81,7 @@ class EndpointTable:
             return Noted.NEW
         if entry.endpoint == endpoint:
             noted = Noted.REFRESHED
-        elif now - entry.moved_at < MOVE_INTERVAL:
+        elif not registered and now - entry.moved_at < MOVE_INTERVAL:
             return Noted.TOO_SOON  # and no refresh either: a stranger's claims do not keep an entry alive
         else:
             noted = Noted.MOVED

@@ -113,7 +113,7 @@ async def _serve(
 ) -> None:
     started_at = trio.current_time()
     is_unlimited = Privileged(settings.unlimited).contains
-    beacon = BeaconServer(directory.is_known, is_unlimited, directory.may_punch)
+    beacon = BeaconServer(directory.is_known, is_unlimited, directory.may_punch, directory.endpoint_of)
     endpoints = None if settings.store is None or listeners.beacon is None else endpoints_path(settings.store)
     if endpoints is not None:
         await load_endpoints(beacon.table, endpoints, clock)

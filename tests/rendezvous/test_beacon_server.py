@@ -77,6 +77,20 @@ async def test_a_moving_node_is_always_answered_but_not_always_believed(
         assert beacon.table.find(ONE, trio.current_time()) == first.endpoint
 
 
+async def test_a_node_is_believed_at_once_where_it_has_registered(autojump_clock: trio.testing.MockClock) -> None:
+    network = MemoryNetwork()
+    async with open_beacon(network) as (beacon, at):
+        # It restarts again and again; somebody else claims its number in between.
+        for _ in range(4):
+            node, stranger = await network.open_udp(ANY_PORT), await network.open_udp(ANY_PORT)
+            beacon.endpoint_of = {ONE: str(node.endpoint)}.get  # type: ignore[assignment]
+            await discover(stranger, at, Discover(ONE))
+            await discover(node, at, Discover(ONE))
+            await discover(stranger, at, Discover(ONE))
+            assert beacon.table.find(ONE, trio.current_time()) == node.endpoint
+            await trio.sleep(1)
+
+
 async def test_silent_nodes_are_forgotten(autojump_clock: trio.testing.MockClock) -> None:
     network = MemoryNetwork()
     async with open_beacon(network) as (beacon, at):

@@ -19,6 +19,7 @@ import pytest
 import trio
 import trio.testing
 
+from pilot_trio.address import NodeId
 from pilot_trio.crypto.identity import Identity
 from pilot_trio.errors import ConfigError
 from pilot_trio.net.endpoint import Endpoint
@@ -74,6 +75,13 @@ async def test_nodes_register_find_each_other_and_learn_their_address(network: N
         node = await network.open_udp(ANY_PORT)
         node.send_nowait(Discover(1).encode(), handle.beacon)  # type: ignore[arg-type]
         assert decode((await node.receive())[0]).port == node.endpoint.port  # type: ignore[union-attr]
+        # It moves as often as it registers anew.
+        for _ in range(3):
+            node.close()
+            node = await network.open_udp(ANY_PORT)
+            await client.ask(register(ALPHA, str(node.endpoint)))
+            node.send_nowait(Discover(NodeId(1)).encode(), handle.beacon)  # type: ignore[arg-type]
+            await node.receive()
         # A handshake for node 1 is announced where the beacon saw it.
         await client.ask(request_handshake(2, 1, BETA))
         assert (await node.receive())[0] == b"\x0a\x01"

@@ -193,6 +193,11 @@ class Directory:
         """Say whether a node is registered and not reaped."""
         return node_id in self._tables.nodes
 
+    def endpoint_of(self, node_id: int) -> str:
+        """Return the endpoint, host:port, that a node has registered; "" for nodes that are not there."""
+        node = self._tables.nodes.get(NodeId(node_id))
+        return "" if node is None else node.endpoint
+
     def may_punch(self, requester: int, target: int) -> bool:
         """Say whether `requester` may learn where `target` is, by the rule of `resolve`, and neither hides its endpoint."""
         tables = self._tables
