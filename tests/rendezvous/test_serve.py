@@ -80,7 +80,7 @@ async def test_nodes_register_find_each_other_and_learn_their_address(network: N
             node.close()
             node = await network.open_udp(ANY_PORT)
             await client.ask(register(ALPHA, str(node.endpoint)))
-            node.send_nowait(Discover(NodeId(1)).encode(), handle.beacon)  # type: ignore[arg-type]
+            node.send_nowait(Discover(NodeId(1)).encode(), handle.beacon)
             await node.receive()
         # A handshake for node 1 is announced where the beacon saw it.
         await client.ask(request_handshake(2, 1, BETA))
