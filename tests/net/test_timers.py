@@ -94,6 +94,32 @@ async def test_short_deadlines_over_a_long_one_do_not_pile_up(autojump_clock: Mo
         assert len(timers) <= 1
 
 
+async def test_wake_ups_for_nothing_are_cleared_away_together(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[float] = []
+    run_due = Timers._run_due
+
+    def counted(self: Timers, now: float) -> None:
+        turns.append(now)
+        run_due(self, now)
+
+    monkeypatch.setattr(Timers, "_run_due", counted)
+    async with running() as timers:
+        fired: list[float] = []
+        start = trio.current_time()
+        for number in range(100):  # what many short streams leave: a timeout each, and a long one after it
+            timer = timers.timer(fired.append)
+            timer.arm(start + 1 + number / 1000)
+            timer.arm(start + 50) if number % 2 else timer.cancel()
+        await trio.sleep(40)
+        assert not fired
+        assert len(turns) <= 6
+        await trio.sleep(20)
+        assert fired == [start + 50] * 50
+        assert len(timers) == 0
+
+
 async def test_cancelled_timer_is_never_run_and_takes_no_room(autojump_clock: MockClock) -> None:
     async with running() as timers:
         fired: list[float] = []
