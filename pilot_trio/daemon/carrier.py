@@ -25,7 +25,7 @@ from pilot_trio.daemon.remote_stream import RemoteConnection
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import Carrier, Opened, PortListener, StreamTable
 from pilot_trio.daemon.turn import Turn
-from pilot_trio.errors import DialError, PilotError
+from pilot_trio.errors import DialCancelled, DialError, DialTimeout, PilotError
 from pilot_trio.net.timers import Timers
 from pilot_trio.proto.ports import PortTable
 from pilot_trio.proto.stream.budget import Budget
@@ -176,7 +176,16 @@ class TunnelCarrier(Carrier):
         remote = SocketAddress(address, port)
         machine = Machine.dialling(local, remote, trio.current_time(), self._settings, self._budget(node))
         connection = self._add(machine, owner, dialled=True)
-        return Dial(connection, self._tunnel, self._resolver, self._timers, done)
+
+        def count_and_tell(outcome: Connection | DialError) -> None:
+            # Who reaches nobody at all may be deaf itself (§11.6 of the tunnel); a refusal is an answer, too.
+            if isinstance(outcome, DialTimeout):
+                self._state.dials_unanswered += 1
+            elif not isinstance(outcome, DialCancelled):
+                self._state.dials_unanswered = 0
+            done(outcome)
+
+        return Dial(connection, self._tunnel, self._resolver, self._timers, count_and_tell)
 
     def send_datagram(self, packet: Packet) -> bool:
         """Send a datagram if there is a tunnel to its node, in a turn at its end; False if contact has to be made first.

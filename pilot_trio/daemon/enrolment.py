@@ -78,7 +78,7 @@ class Enrolment:
       registry: where to register.
       networks: started once there is an id.
       beacon: told about every registration.
-      bound: where the UDP socket is bound.
+      bound: where the UDP socket is bound at the moment.
       own_hosts: the addresses under which neighbours may know this machine; see `Network.own_hosts`.
       settle_key: finds out which key counts if a rotation was interrupted; raises `RegistryError`.
       events: where registrations and heartbeats are published.
@@ -94,7 +94,7 @@ class Enrolment:
         registry: Registry,
         networks: Networks,
         beacon: BeaconClient,
-        bound: Endpoint,
+        bound: Callable[[], Endpoint],
         own_hosts: Callable[[Endpoint], Sequence[str]],
         settle_key: Callable[[], Awaitable[None]],
         events: EventBus,
@@ -109,6 +109,7 @@ class Enrolment:
         self._networks = networks
         self._beacon = beacon
         self._bound = bound
+        self._was_bound = bound()  # when the endpoint to register was found out
         self._own_hosts = own_hosts
         self._settle_key = settle_key
         self._events = events
@@ -136,8 +137,11 @@ class Enrolment:
         """Register again now, because where this node is may have changed; say whether that worked."""
         if self._config.endpoint is None and self._config.advertise_endpoint is None:
             discovered = await self._beacon.discover()
+            if discovered is None and self._bound() != self._was_bound:
+                discovered = on_this_machine(self._bound())
             if discovered is not None:  # else the old one is a better guess than the bound one
                 self._listen_addr = self._state.endpoint = str(discovered)
+            self._was_bound = self._bound()
         try:
             await self._register()
         except RegistryError as exc:
@@ -158,7 +162,7 @@ class Enrolment:
         discovered = await self._beacon.discover()
         if self._config.advertise_endpoint is not None:
             return self._config.advertise_endpoint
-        return discovered or on_this_machine(self._bound)
+        return discovered or on_this_machine(self._bound())
 
     async def _enrol(self) -> None:
         """Register for the first time in this process."""
@@ -246,7 +250,7 @@ class Enrolment:
         beacon = self._beacon.address
         if beacon is None or self._config.relay_only:
             return ()
-        return lan_endpoints(self._own_hosts(beacon), self._bound)
+        return lan_endpoints(self._own_hosts(beacon), self._bound())
 
     def _adopt_observed(self, answer: Message) -> None:
         """Take over the address under which the registry saw us if ours is of no use to others (`spec/registry.md` §4.1)."""

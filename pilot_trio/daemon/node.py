@@ -49,7 +49,8 @@ from pilot_trio.daemon.tunnel import Tunnel, TunnelReport
 from pilot_trio.daemon.webhook import Webhook
 from pilot_trio.errors import CommandError, StartupError
 from pilot_trio.net import files
-from pilot_trio.net.network import DatagramSocket, Endpoint, Network, SystemNetwork
+from pilot_trio.net.network import Endpoint, Network, SystemNetwork
+from pilot_trio.net.renewable_socket import RenewableSocket
 from pilot_trio.net.service_nursery import open_service_nursery
 from pilot_trio.net.transport import TransportListener
 from pilot_trio.net.unix_listener import open_unix_listener, raise_open_files_limit
@@ -93,7 +94,7 @@ class Node:
     """The parts of one node. Made and run by `serve_node`; command handlers reach each other's parts through it."""
 
     def __init__(
-        self, config: Config, network: Network, home: Home, sock: DatagramSocket, tls: TLSPolicy | None
+        self, config: Config, network: Network, home: Home, sock: RenewableSocket, tls: TLSPolicy | None
     ) -> None:
         registry = _registry_endpoint(config)
         rng = network.random_source()
@@ -199,7 +200,7 @@ class Node:
             registry=self.upkeep,
             networks=self.networks,
             beacon=self.beacon,
-            bound=sock.endpoint,
+            bound=lambda: sock.endpoint,
             own_hosts=network.own_hosts,
             settle_key=self.rotation.settle,
             events=self.events,
@@ -211,6 +212,7 @@ class Node:
             tunnels=self.tunnel,
             beacon=self.beacon,
             renew=self._renew,
+            rebind=sock.renew,
             events=self.events,
             source_host=network.source_host,
             clock=network.clock,
@@ -416,9 +418,10 @@ async def open_ipc_listener(config: Config) -> TransportListener:
     return await open_unix_listener(config.socket)
 
 
-async def _open_udp(network: Network, at: Endpoint) -> DatagramSocket:
+async def _open_udp(network: Network, at: Endpoint) -> RenewableSocket:
+    reopen = partial(network.open_udp, at)
     try:
-        sock = await network.open_udp(at)
+        sock = RenewableSocket(await reopen(), reopen, keeps_port=at.port != 0)
     except OSError as exc:
         raise StartupError(f"tunnel listen on {at}: {exc.strerror or exc}; choose another port, or 0 for any") from exc
     _log.info("tunnel listening", extra={"kv": {"addr": str(sock.endpoint)}})

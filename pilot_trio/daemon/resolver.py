@@ -131,8 +131,8 @@ class Resolver:
         return answer.get("trusted") is True
 
     def forget(self, node: int) -> None:
-        """Drop what is cached about a node."""
-        self._routes.forget(NodeId(node))
+        """Ask anew about a node the next time; what is cached serves only if the registry cannot be asked."""
+        self._routes.make_older(NodeId(node), trio.current_time(), FRESH)
         self._own_record.forget(NodeId(node))
 
     def forget_hostname(self, name: str) -> None:

@@ -63,6 +63,7 @@ class SelfWatch:
       tunnels: the peers to tell.
       beacon: says where it sees us; is told where we are.
       renew: registers anew over a fresh connection; says whether that worked.
+      rebind: exchanges the tunnels' socket for a fresh one.
       events: where changes are published.
       source_host: the address that the system would send from; see `Network.source_host`.
       clock: see `Network.clock`.
@@ -72,6 +73,7 @@ class SelfWatch:
     tunnels: Tunnels
     beacon: Beacon
     renew: Callable[[], Awaitable[bool]]
+    rebind: Callable[[], Awaitable[None]]
     events: EventBus
     source_host: Callable[[Endpoint], str | None]
     clock: Callable[[], float]
@@ -165,12 +167,21 @@ class SelfWatch:
         while True:
             await trio.sleep(LOOK_INTERVAL)
             tunnel = self.state.tunnel
-            verdict = watch.look(self.clock(), tunnel.packets_received, tunnel.packets_sent)
+            dials = self.state.dials_unanswered
+            verdict = watch.look(self.clock(), tunnel.packets_received, tunnel.packets_sent, dials)
             if verdict is not None and self.state.registered:
                 self._publish(verdict)
                 if not isinstance(verdict, Recovered):
-                    self.beacon.announce()
-                    await self.renew()
+                    await self._remedy(verdict)
+
+    async def _remedy(self, verdict: Silent | Resumed) -> None:
+        """Announce this node anew; if that has not made anything arrive, from another socket."""
+        if isinstance(verdict, Silent) and verdict.deaf and verdict.attempt > 1:
+            await self.rebind()
+            _log.warning("tunnel socket bound anew", extra={"kv": {"attempt": verdict.attempt}})
+        self.beacon.announce()
+        self.tunnels.moved()
+        await self.renew()
 
     def _publish(self, verdict: Silent | Recovered | Resumed) -> None:
         if isinstance(verdict, Resumed):
@@ -181,12 +192,13 @@ class SelfWatch:
             _log.info("receiving again", extra={"kv": data})
             self.events.publish("tunnel.rx_recovered", data)
         else:
-            kv = {"silent_for": int(verdict.silent_for), "attempt": verdict.attempt}
-            _log.warning("nothing received in spite of sending; registering anew", extra={"kv": kv})
+            kv = {"reason": verdict.reason, "silent_for": int(verdict.silent_for), "attempt": verdict.attempt}
+            _log.warning("nothing received, or nobody reached; registering anew", extra={"kv": kv})
             silence: dict[str, Any] = {
-                "reason": "inbound-silent",
+                "reason": verdict.reason,
                 "silent_for_seconds": int(verdict.silent_for),
                 "pkts_sent_during_silence": verdict.sent,
+                "dial_timeouts": verdict.dials,
                 "attempt": verdict.attempt,
             }
             self.events.publish("tunnel.rx_silence", silence)

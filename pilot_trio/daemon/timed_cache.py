@@ -32,6 +32,12 @@ class TimedCache(Generic[K, V]):
         entry = self._entries.get(key)
         return entry[1] if entry is not None and now - entry[0] < max_age else None
 
+    def make_older(self, key: K, now: float, age: float) -> None:
+        """Take the entry, if there is one, for at least `age` seconds old."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries[key] = (min(entry[0], now - age), entry[1])
+
     def forget(self, key: K) -> None:
         """Drop the entry, if there is one."""
         self._entries.pop(key, None)

@@ -77,7 +77,7 @@ class Setup:
             registry=self.client,
             networks=networks,
             beacon=beacon,
-            bound=sock.endpoint,
+            bound=lambda: sock.endpoint,
             own_hosts=lambda _to: self.own_hosts,
             settle_key=self.settle_key,
             events=self.bus,

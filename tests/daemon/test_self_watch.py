@@ -12,7 +12,7 @@ from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.self_watch import ADDRESS_INTERVAL, MOVED_GAP, RENEW_ATTEMPTS, SECOND_ANNOUNCEMENT, SelfWatch
 from pilot_trio.daemon.state import TunnelStatistics
 from pilot_trio.net.network import Endpoint, SystemNetwork
-from pilot_trio.proto.rx_watch import LOOK_INTERVAL, RESUMED_AFTER, SENT_MIN, SILENCE
+from pilot_trio.proto.rx_watch import DIALS_MIN, LOOK_INTERVAL, PATIENCE, RESUMED_AFTER, SENT_MIN, SILENCE
 from tests.daemon.fakes import make_state, record_events
 
 BEACON = Endpoint("192.0.2.9", 9001)
@@ -48,6 +48,7 @@ class Setup:
         self.events = record_events(self.bus)
         self.host: str | None = A
         self.renewals = 0
+        self.rebound: list[float] = []
         self.failures = 0
         self.asleep = 0.0
         self.watch = SelfWatch(
@@ -55,6 +56,7 @@ class Setup:
             tunnels=self.tunnels,
             beacon=self.beacon,
             renew=self.renew,
+            rebind=self.rebind,
             events=self.bus,
             source_host=lambda _beacon: self.host,
             clock=lambda: trio.current_time() + self.asleep,
@@ -67,6 +69,10 @@ class Setup:
             self.failures -= 1
             return False
         return True
+
+    async def rebind(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self.rebound.append(trio.current_time())
 
     def data(self, topic: str) -> list[Any]:
         return [event.data for event in self.events if event.topic == topic]
@@ -188,9 +194,12 @@ async def test_silence_is_answered_by_registering_anew_and_its_end_is_told(autoj
                 "reason": "inbound-silent",
                 "silent_for_seconds": int(SILENCE),
                 "pkts_sent_during_silence": SENT_MIN,
+                "dial_timeouts": 0,
                 "attempt": 1,
             }
         ]
+        assert setup.rebound == []
+        assert len(setup.tunnels.told) == 1
         assert (setup.renewals, len(setup.beacon.announced)) == (1, 1)
         traffic.packets_received = 1
         await trio.sleep(LOOK_INTERVAL)
@@ -200,6 +209,38 @@ async def test_silence_is_answered_by_registering_anew_and_its_end_is_told(autoj
         assert setup.renewals == 1
 
 
+async def test_if_that_does_not_help_the_socket_is_exchanged_and_never_the_process_ended(
+    autojump_clock: MockClock,
+) -> None:
+    setup = Setup()
+    traffic = TunnelStatistics(packets_sent=SENT_MIN)
+    setup.state.tunnel_source = lambda: traffic
+    async with setup.watching():
+        await trio.sleep(SILENCE + 2 * LOOK_INTERVAL)
+        assert len(setup.rebound) == 2
+        await trio.sleep(PATIENCE + LOOK_INTERVAL)
+        assert len(setup.rebound) == 3
+        assert [data["attempt"] for data in setup.data("tunnel.rx_silence")] == [1, 2, 3, 4]
+
+
+async def test_dials_that_nobody_answers_are_a_reason_to_register_anew_but_not_for_another_socket(
+    autojump_clock: MockClock,
+) -> None:
+    setup = Setup()
+    traffic = TunnelStatistics()
+    setup.state.tunnel_source = lambda: traffic
+    async with setup.watching():
+        setup.state.dials_unanswered = DIALS_MIN
+        for _ in range(3):
+            traffic.packets_received += 1
+            await trio.sleep(LOOK_INTERVAL)
+        assert {data["reason"] for data in setup.data("tunnel.rx_silence")} == {"outbound-dial-wedged"}
+        assert (setup.renewals, setup.rebound) == (3, [])
+        setup.state.dials_unanswered = 0
+        await trio.sleep(LOOK_INTERVAL)
+        assert len(setup.data("tunnel.rx_recovered")) == 1
+
+
 async def test_a_suspended_machine_announces_itself_when_it_wakes(autojump_clock: MockClock) -> None:
     setup = Setup()
     async with setup.watching():
@@ -207,7 +248,7 @@ async def test_a_suspended_machine_announces_itself_when_it_wakes(autojump_clock
         setup.asleep = RESUMED_AFTER
         await trio.sleep(LOOK_INTERVAL)
         assert setup.data("tunnel.host_resumed") == [{"gap_seconds": int(RESUMED_AFTER + LOOK_INTERVAL)}]
-        assert (setup.renewals, len(setup.beacon.announced)) == (1, 1)
+        assert (setup.renewals, len(setup.beacon.announced), len(setup.tunnels.told)) == (1, 1, 1)
 
 
 async def test_the_systems_answers() -> None:

@@ -76,3 +76,18 @@ def test_a_stream_in_full_flight_goes_on_after_a_router_has_restarted(
             assert max(after - before for before, after in itertools.pairwise(arrivals)) < HEALED_WITHIN
 
     simulate(main, 4)
+
+
+def test_a_node_whose_socket_has_died_gets_another_one_and_is_found_there() -> None:
+    async def main() -> None:
+        async with open_node_network(3, seed=5, link=QUICK) as nodes:
+            await dial(nodes[1].driver, nodes[0])
+            (sock,) = nodes.hosts[1].sockets.values()
+            sock.expect = lambda arrival, source: True  # type: ignore[method-assign]  # nothing arrives any more
+            with trio.fail_after(300):
+                async with await dial(nodes[1].driver, nodes[2]) as stream:
+                    assert await echo(stream, b"hello") == b"hello"
+                async with await dial(nodes[0].driver, nodes[1]) as stream:
+                    assert await echo(stream, b"hello") == b"hello"
+
+    simulate(main, 5)
