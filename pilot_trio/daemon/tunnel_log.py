@@ -33,6 +33,10 @@ _REFUSED: Final = {
     tunnel.Drop.KEY_MISMATCH: (logging.ERROR, "auth key exchange: Ed25519 pubkey mismatch with registry"),
     tunnel.Drop.BAD_SIGNATURE: (logging.ERROR, "auth key exchange signature verification failed"),
     tunnel.Drop.BAD_KEY: (logging.ERROR, "auth key exchange failed"),
+    tunnel.Drop.SUPERSEDED_KEY: (
+        logging.WARNING,
+        "auth key exchange: key of an earlier process, the present one answers",
+    ),
     tunnel.Drop.NO_SESSION: (logging.WARNING, "encrypted packet from node but no key"),
     tunnel.Drop.UNDECRYPTABLE: (logging.ERROR, "tunnel decrypt error"),
     tunnel.Drop.REPLAY: (logging.WARNING, "tunnel nonce replay detected"),

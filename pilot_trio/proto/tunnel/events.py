@@ -29,6 +29,7 @@ class Drop(Enum):
     KEY_MISMATCH = "key mismatch"
     BAD_SIGNATURE = "bad signature"
     BAD_KEY = "bad key"
+    SUPERSEDED_KEY = "superseded key"
     NO_SESSION = "no session"
     UNDECRYPTABLE = "undecryptable"
     REPLAY = "replay"

@@ -38,6 +38,7 @@ from pilot_trio.proto.tunnel.settings import (
     STRANGER_RATE,
     listed,
 )
+from pilot_trio.proto.tunnel.succession import Succession
 from pilot_trio.proto.tunnel.upkeep_packets import path_probe
 from pilot_trio.wire import tunnel as wire
 
@@ -55,8 +56,9 @@ class _Arrival:
 class KeyExchanges:
     """The key exchange side of the machine."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, succession: Succession) -> None:
         self._core = core
+        self._succession = succession
         self._frame = b""  # our key frame; the same bytes for everybody while the identity lasts
         self._frame_for: tuple[int, bytes] = (0, b"")
         self._keys: dict[int, bytes] = {}  # Ed25519 keys of peers, as the registry has them; the newest last
@@ -253,6 +255,8 @@ class KeyExchanges:
         """Classify a verified key frame against the session (§7.3 step 6)."""
         session = peer.session
         peer.frame_at = now
+        if self._succession.refuses(peer, frame.x25519, now):
+            return
         if session is None or session.peer_x25519 != frame.x25519:
             self._install(peer, frame, arrival, now)
         else:
@@ -273,6 +277,7 @@ class KeyExchanges:
         except AuthenticationError:
             self._refuse(peer.node, Drop.BAD_KEY)
             return
+        self._succession.keep(peer)
         core.end_session(peer)
         peer.session = Session(key, core.node_id, frame.x25519, core.random_bytes, now, core.past(frame.x25519))
         core.touch(peer)
@@ -290,6 +295,7 @@ class KeyExchanges:
             core.write(peer, self.key_frame(), now)
         if arrival.relayed and not peer.route.relay:
             core.relay(peer.node, self.key_frame())
+        self._succession.begin(peer, now)
         self._salvage(peer, old, now)
         self.flush(peer, now)
 

@@ -24,6 +24,7 @@ from pilot_trio.proto.tunnel.paths import Paths
 from pilot_trio.proto.tunnel.route import RELAY_ONLY
 from pilot_trio.proto.tunnel.sealed import Received, SealedPackets
 from pilot_trio.proto.tunnel.settings import IDLE_AFTER, TunnelSettings
+from pilot_trio.proto.tunnel.succession import Succession
 from pilot_trio.proto.tunnel.upkeep import Upkeep
 from pilot_trio.wire.packet import STREAM, Packet
 
@@ -56,10 +57,11 @@ class TunnelMachine:
         self._core = Core(
             identity=identity, keypair=keypair, settings=settings or TunnelSettings(), random_bytes=random_bytes
         )
-        self._exchanges = KeyExchanges(self._core)
+        succession = Succession(self._core)
+        self._exchanges = KeyExchanges(self._core, succession)
         self._paths = Paths(self._core)
-        self._upkeep = Upkeep(self._core, self._exchanges, self._paths)
-        self._sealed = SealedPackets(self._core, self._exchanges)
+        self._upkeep = Upkeep(self._core, self._exchanges, self._paths, succession)
+        self._sealed = SealedPackets(self._core, self._exchanges, succession)
         self._inbound = Inbound(self._core, self._exchanges, self._sealed)
         self._outbound = Outbound(self._core, self._exchanges)
 

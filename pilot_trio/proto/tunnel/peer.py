@@ -28,6 +28,19 @@ class Exchange:
 
 
 @attrs.define(eq=False)
+class Predecessor:
+    """A session that a key frame has replaced, and what else that frame has changed."""
+
+    session: Session
+    address: Addr | None
+    installed_frame: bytes
+    installed_by_relay: bool
+    question: int = 0  # sequence number of the ping that only its process can answer
+    questions: int = 0  # how many there were
+    asked_at: float = -inf
+
+
+@attrs.define(eq=False)
 class Peer:
     """One peer. The machine owns it; nothing else keeps it. Times are seconds of the machine's clock."""
 
@@ -48,6 +61,10 @@ class Peer:
     installed_frame: bytes = b""  # the key frame that was verified last; its copy needs no second look
     installed_by_relay: bool = False
     proven_x25519: bytes = b""  # key of the last session that has opened a packet; another one means a new process
+    predecessor: Predecessor | None = None  # kept until the session has opened a packet
+    predecessor_at: float = inf  # when to ask it
+    refuted_x25519: bytes = b""  # key of an earlier process, whose frame somebody has replayed
+    refuted_until: float = -inf
     stale_reply_at: float = -inf
     rekey_at: float = -inf  # last key request
     teardown_at: float = -inf

@@ -26,6 +26,7 @@ from pilot_trio.proto.tunnel.peer import Peer
 from pilot_trio.proto.tunnel.route import PEER_RELAYS
 from pilot_trio.proto.tunnel.session import Session
 from pilot_trio.proto.tunnel.settings import EARLY_TIME, RELAYED_PATIENCE, TEARDOWN_GAP
+from pilot_trio.proto.tunnel.succession import Succession
 from pilot_trio.proto.tunnel.upkeep_packets import is_swallowed
 from pilot_trio.wire import packet as packets
 from pilot_trio.wire import tunnel
@@ -45,8 +46,9 @@ class _Taken(NamedTuple):
 class SealedPackets:
     """What the machine does with sealed packets."""
 
-    def __init__(self, core: Core, exchanges: KeyExchanges) -> None:
+    def __init__(self, core: Core, exchanges: KeyExchanges, succession: Succession) -> None:
         self._core = core
+        self._succession = succession
         self._exchanges = exchanges
 
     def receive_run(self, batch: Sequence[tuple[bytes, Addr]], at: int, now: float, received: list[Received]) -> int:
@@ -79,7 +81,11 @@ class SealedPackets:
         try:
             packet, verdict, newest = session.open(data)
         except AuthenticationError:
-            self._failed_to_open(peer, data, source, now, relayed=relayed)
+            if self._succession.is_undone(peer, data, now):
+                self.receive(data, source, now, received, relayed=relayed)
+                self._retry_early(peer, now, received)
+            else:
+                self._failed_to_open(peer, data, source, now, relayed=relayed)
             return
         if verdict is not Verdict.FRESH:
             self._replayed(peer, verdict, counter_of(data), now)
@@ -151,6 +157,7 @@ class SealedPackets:
         if peer.proven_x25519 not in (b"", key):
             self._core.events.append(Restarted(peer.node))
         peer.proven_x25519 = key
+        self._succession.end(peer)
 
     def _without_session(
         self, peer: Peer | None, node: int, data: bytes, source: Addr, now: float, *, relayed: bool
@@ -206,8 +213,10 @@ class SealedPackets:
     def retry_early(self, node: int, now: float, received: list[Received]) -> None:
         """Open what arrived before its key did."""
         peer = self._core.peers.get(node)
-        if peer is None or peer.session is None or not peer.early or peer.installed_at != now:
-            return
+        if peer is not None and peer.session is not None and peer.installed_at == now:
+            self._retry_early(peer, now, received)
+
+    def _retry_early(self, peer: Peer, now: float, received: list[Received]) -> None:
         early = list(peer.early)
         peer.early.clear()
         for _, data, source, relayed in early:

@@ -9,6 +9,7 @@ import attrs
 
 from pilot_trio.crypto.aead import PREFIX_SIZE, Opener, Sealer, read_nonce
 from pilot_trio.crypto.replay import ReplayWindow, Verdict
+from pilot_trio.errors import AuthenticationError
 from pilot_trio.proto.tunnel.settings import (
     EPOCHS_MAX,
     GATE_AGE_DECRYPT,
@@ -81,6 +82,13 @@ class Session:
         if verdict is Verdict.FRESH:
             self.decrypt_failures = self.replays = self.outside = 0
         return packet, verdict, newest
+
+    def peek(self, datagram: bytes) -> bytes | None:
+        """Return the packet if this key sealed it, without any trace of that."""
+        try:
+            return self._opener.open(datagram)
+        except AuthenticationError:
+            return None
 
     def open_run(self, batch: Sequence[tuple[bytes, object]], at: int) -> list[bytes]:
         """Open sealed datagrams from `at` on that are all alike; return their packets, one for each datagram taken.

@@ -75,6 +75,11 @@ STRANGER_RATE: Final = 64.0  # answers per second to nodes without a session, al
 EARLY_PACKETS: Final = 16  # sealed packets held that no key opens yet: they overtook the key frame
 EARLY_TIME: Final = 1.0  # seconds that they are held
 RELAYED_FIRST_TIME: Final = 1.0  # seconds in which the direct copy of a relayed key frame may still set the endpoint
+PREDECESSOR_GAP: Final = (
+    0.25  # seconds until a session that a key frame has replaced is asked, and between two questions
+)
+PREDECESSOR_QUESTIONS: Final = 4  # questions to it that need no other reason
+REFUTED_TIME: Final = 60.0  # seconds for which a key frame is not believed that the living process has refuted
 TEARDOWN_GAP: Final = 10.0  # seconds between two sessions ended by junk: an attacker cannot keep one from living
 EPOCHS_MAX: Final = (
     5  # nonce prefixes per session, each with its window; a peer that restarted under the same key is new

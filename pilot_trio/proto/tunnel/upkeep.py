@@ -33,14 +33,16 @@ from pilot_trio.proto.tunnel.settings import (
     SENDS_MAX,
     UPGRADE_FIRST,
 )
+from pilot_trio.proto.tunnel.succession import Succession
 from pilot_trio.proto.tunnel.upkeep_packets import keepalive, path_probe
 
 
 class Upkeep:
     """The timers of all peers."""
 
-    def __init__(self, core: Core, exchanges: KeyExchanges, paths: Paths) -> None:
+    def __init__(self, core: Core, exchanges: KeyExchanges, paths: Paths, succession: Succession) -> None:
         self._core = core
+        self._succession = succession
         self._exchanges = exchanges
         self._paths = paths
         self._heap: list[tuple[float, int]] = []  # (deadline, node); an entry that is not the peer's `due_at` is void
@@ -81,7 +83,7 @@ class Upkeep:
 
     def _due_at(self, peer: Peer, reference: float) -> float:
         """Return when something may be due for a peer next; `reference`: the last moment at which somebody looked at it."""
-        due_at = min(peer.doubt_at, peer.upgrade_probe_at, reference + LOOK_GAP)
+        due_at = min(peer.doubt_at, peer.upgrade_probe_at, peer.predecessor_at, reference + LOOK_GAP)
         if peer.exchange is not None:
             due_at = min(due_at, peer.exchange.due_at())
         if peer.queue:
@@ -114,6 +116,8 @@ class Upkeep:
         if peer.exchange is not None and peer.exchange.due_at() <= now:
             self._repeat_exchange(peer, now)
         self._let_expire(peer, now)
+        if peer.predecessor_at <= now:
+            self._succession.ask(peer, now)
         if peer.doubt_at <= now:
             paths.look_for_answer(peer, now)
         if peer.upgrade_probe_at <= now:
