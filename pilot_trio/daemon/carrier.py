@@ -103,6 +103,7 @@ class TunnelCarrier(Carrier):
         self._nursery: trio.Nursery | None = None
         self.turn: Final = Turn(self._settle)
         """Inside, connections are only noted; each is advanced once at the end, and what they send leaves together."""
+        self._on_state, self._on_input = self._follow, self._pump  # bound once: every connection holds them
         self._contacting = 0  # unconfirmed datagrams that wait for first contact
         self.admission: Final = Admission(
             state=state,
@@ -235,7 +236,7 @@ class TunnelCarrier(Carrier):
     def receive(self, batch: Iterable[tuple[int, Packet]]) -> None:
         """Work in the packets of one read of the socket, all of them authenticated."""
         with self.turn:
-            run = _Run()
+            run = _Run(trio.current_time())
             for node, packet in batch:
                 if run.takes(packet):
                     continue
@@ -276,7 +277,7 @@ class TunnelCarrier(Carrier):
             for connection in over:
                 local, remote = connection.local, connection.remote
                 reset = Packet(RST, STREAM, remote.address, local.address, remote.port, local.port)
-                connection.receive_packet(reset)
+                connection.machine.receive_packet(reset, trio.current_time())
                 self._touched[connection] = None
 
     def repeat_now(self, node: int) -> None:
@@ -308,8 +309,8 @@ class TunnelCarrier(Carrier):
             machine,
             owner=owner,
             dialled=dialled,
-            on_state=self._follow,
-            pump=self._pump,
+            on_state=self._on_state,
+            pump=self._on_input,
             timers=self._timers,
         )
         self._connections[_key(connection)] = connection
@@ -335,9 +336,11 @@ class TunnelCarrier(Carrier):
                     touched, self._touched = self._touched, {}
                     ready.update(touched)
                     for connection in touched:
-                        connection.deliver_events()
+                        if connection.has_news:
+                            connection.deliver_events()
+                now = trio.current_time()
                 for connection in ready:
-                    self._advance(connection)
+                    self._advance(connection, now)
 
     def _send_datagrams(self) -> None:
         waiting, self._datagrams = self._datagrams, {}
@@ -357,17 +360,18 @@ class TunnelCarrier(Carrier):
             with self.turn:
                 self._touched[connection] = None
 
-    def _advance(self, connection: RemoteConnection) -> None:
+    def _advance(self, connection: RemoteConnection, now: float) -> None:
         """The only way on for a stream machine: its packets to the tunnel, its events to whoever waits, its deadline."""
         machine, node = connection.machine, connection.remote.address.node
-        packets = machine.packets_to_send(trio.current_time())
+        packets = machine.packets_to_send(now)
         try:
             if packets:
                 self._tunnel.send_packets(node, packets)
         except TunnelError as exc:
             # A segment has a number and is sent again; what ends a dial ends it by its own clock.
             _log.debug("packet not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
-        connection.deliver_events()
+        if connection.has_news:
+            connection.deliver_events()
         if machine.state is MachineState.CLOSED:
             self._forget(connection)
         else:
@@ -394,9 +398,10 @@ class TunnelCarrier(Carrier):
 class _Run:
     """Packets that arrive one after the other for one connection; it gets them together."""
 
-    __slots__ = ("_connection", "_packets", "_source", "_source_port", "_to")
+    __slots__ = ("_connection", "_now", "_packets", "_source", "_source_port", "_to")
 
-    def __init__(self) -> None:
+    def __init__(self, now: float) -> None:
+        self._now = now
         self._connection: RemoteConnection | None = None
         self._packets: list[Packet] = []
         self._source: Address | None = None
@@ -426,7 +431,7 @@ class _Run:
         connection, self._connection = self._connection, None
         self._source = None
         if connection is not None:
-            connection.receive_packets(self._packets)
+            connection.machine.receive_packets(self._packets, self._now)
 
 
 def _key(connection: Connection) -> _Key:

@@ -32,6 +32,8 @@ class ConnState(Enum):
     CLOSE_WAIT = "CLOSE_WAIT"
     TIME_WAIT = "TIME_WAIT"
 
+    __hash__ = object.__hash__  # members are singletons, and the usual one is a call of Python at every look-up
+
     @property
     def active(self) -> bool:
         """Whether limits and counters include a connection in this state."""
@@ -93,9 +95,9 @@ class Connection(abc.ABC):
         self._state = ConnState.SYN_SENT if dialled else ConnState.SYN_RECV
         self._on_state = on_state
         self._consumer: Consumer | None = None
-        self._readers = trio.lowlevel.ParkingLot()
-        self._writers = trio.lowlevel.ParkingLot()
-        self._ended = trio.Event()
+        # Made when somebody waits, as on most streams nobody does: they cost more than all else here, and there are many.
+        self._readers: trio.lowlevel.ParkingLot | None = None
+        self._writers: trio.lowlevel.ParkingLot | None = None
 
     @property
     def state(self) -> ConnState:
@@ -164,6 +166,8 @@ class Connection(abc.ABC):
             try:
                 return self.receive_nowait(max_bytes)
             except trio.WouldBlock:
+                if self._readers is None:
+                    self._readers = trio.lowlevel.ParkingLot()
                 await self._readers.park()
 
     def attach(self, consumer: Consumer) -> None:
@@ -178,16 +182,12 @@ class Connection(abc.ABC):
     async def wait_writable(self) -> None:
         """Return when there is room worth a try, or when the stream has ended; not a checkpoint if that is so now."""
         while not self._writable():
+            if self._writers is None:
+                self._writers = trio.lowlevel.ParkingLot()
             await self._writers.park()
-
-    async def wait_ended(self) -> None:
-        """Return once nothing can be written any more: closed by either side, reset, or abandoned."""
-        await self._ended.wait()
 
     def _enter(self, state: ConnState) -> None:
         old, self._state = self._state, state
-        if state.ended:
-            self._ended.set()
         self._on_state(self, old)
         self._wake_readers()
         self._wake_writers()
@@ -195,9 +195,9 @@ class Connection(abc.ABC):
     def _wake_readers(self) -> None:
         if self._consumer is not None:
             self._consumer()
-        elif self._readers:
+        elif self._readers is not None:
             self._readers.unpark_all()
 
     def _wake_writers(self) -> None:
-        if self._writers:
+        if self._writers is not None:
             self._writers.unpark_all()

@@ -6,7 +6,7 @@ packets to the tunnel, events to whoever waits, the next deadline to the timers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 import trio
@@ -16,7 +16,6 @@ from pilot_trio.daemon.connection import Connection, ConnState, StateHook
 from pilot_trio.net.timers import Timers
 from pilot_trio.proto.stream.connection import Connection as Machine
 from pilot_trio.proto.stream.connection import Event, State
-from pilot_trio.wire.packet import Packet
 
 Pump = Callable[["RemoteConnection"], None]
 """Sends what the machine has to send, and arms its timer; called after every input."""
@@ -71,13 +70,11 @@ class RemoteConnection(Connection):
     def bytes_received(self) -> int:
         return self.machine.bytes_received
 
-    def receive_packet(self, packet: Packet) -> None:
-        """Hand a packet to the machine; the caller pumps when it has handed over all of a batch."""
-        self.machine.receive_packet(packet, trio.current_time())
-
-    def receive_packets(self, packets: Sequence[Packet]) -> None:
-        """Hand over packets that arrived one after the other, as `receive_packet` does with one."""
-        self.machine.receive_packets(packets, trio.current_time())
+    @property
+    def has_news(self) -> bool:
+        """Whether `deliver_events` has anything to do."""
+        machine = self.machine
+        return bool(machine.events) or machine.state is not self._followed
 
     def repeat_now(self) -> None:
         """Send again now what waits for a timeout: the path was dead and is no more."""

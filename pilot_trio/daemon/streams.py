@@ -420,26 +420,33 @@ class StreamTable:
 
     def announce(self, connection: Connection) -> None:
         """Publish that a peer has opened a stream."""
+        events = self._events
+        if not (events.hears("conn.syn_received") or events.hears("conn.established")):
+            return
         data = {
             "conn_id": connection.conn_id,
             "dst_port": connection.local.port,
             "src_addr": str(connection.remote.address),
             "src_port": connection.remote.port,
         }
-        self._events.publish("conn.syn_received", data)
-        self._events.publish("conn.established", data)
+        events.publish("conn.syn_received", data)
+        events.publish("conn.established", data)
 
     def _publish_end(self, connection: Connection) -> None:
+        events = self._events
+        topics = [connection.expiry] if connection.expiry else []
+        topics.append("conn.rst" if connection.state is ConnState.CLOSED else "conn.fin")
+        if connection.dialled and connection.remote.port == DATA_EXCHANGE and connection.bytes_received:
+            topics.append("file.delivered")
+        if not any(events.hears(topic) for topic in topics):
+            return
         data = {
             "conn_id": connection.conn_id,
             "local_port": connection.local.port,
             "remote_addr": str(connection.remote.address),
             "remote_port": connection.remote.port,
         }
-        if connection.expiry:
-            self._events.publish(connection.expiry, data)
-        self._events.publish("conn.rst" if connection.state is ConnState.CLOSED else "conn.fin", data)
-        if connection.dialled and connection.remote.port == DATA_EXCHANGE and connection.bytes_received:
-            self._events.publish(
-                "file.delivered", {key: data[key] for key in ("conn_id", "remote_addr", "remote_port")}
-            )
+        for topic in topics:
+            if topic == "file.delivered":
+                data = {key: data[key] for key in ("conn_id", "remote_addr", "remote_port")}
+            events.publish(topic, data)

@@ -94,6 +94,7 @@ class Timers:
         self._dead = 0  # wake-ups in the heap whose timers were cancelled
         self._scope: trio.CancelScope | None = None
         self.defects = 0  # callbacks that raised
+        self._of_a_timer = self._push, self._note_cancelled  # bound once: every timer holds them
 
     def __len__(self) -> int:
         """How many wake-ups are armed."""
@@ -104,7 +105,7 @@ class Timers:
 
         What it raises is logged and counted (`defects`), and ends nothing else.
         """
-        return Timer(on_due, self._push, self._note_cancelled)
+        return Timer(on_due, *self._of_a_timer)
 
     async def run(self) -> None:
         """Run timers as they fall due, until cancelled."""

@@ -150,7 +150,6 @@ async def test_whatever_ends_the_stream_wakes_every_waiter(nursery: trio.Nursery
     nursery.start_soon(run, "write", here.write_all(b"x"))
     nursery.start_soon(run, "read", here.receive_some(1))
     nursery.start_soon(run, "room", here.wait_writable())
-    nursery.start_soon(run, "end", here.wait_ended())
     await wait_all_tasks_blocked()
     assert outcomes == {}
     how, where = end.split()
@@ -159,10 +158,10 @@ async def test_whatever_ends_the_stream_wakes_every_waiter(nursery: trio.Nursery
     mine, broken = trio.ClosedResourceError, trio.BrokenResourceError
     failure = mine if where == "here" else broken
     read = b"" if end == "close there" else failure
-    assert outcomes == {"write": failure, "read": read, "room": None, "end": None}
+    assert outcomes == {"write": failure, "read": read, "room": None}
 
 
-@pytest.mark.parametrize("operation", ["write_all", "receive_some", "wait_writable", "wait_ended"])
+@pytest.mark.parametrize("operation", ["write_all", "receive_some", "wait_writable"])
 async def test_a_cancelled_wait_leaves_the_stream_as_it_was(operation: str) -> None:
     here, there = await make_pair()
     here.write_nowait(bytes(LOCAL_BUFFER_MAX))
