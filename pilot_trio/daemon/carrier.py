@@ -35,6 +35,7 @@ from pilot_trio.proto.stream.settings import StreamSettings
 from pilot_trio.proto.tunnel.errors import TunnelError
 from pilot_trio.wire.packet import ACK, DATAGRAM, RST, STREAM, SYN, Packet
 
+TIME_WAIT_STEP: Final = 0.02  # seconds; many short streams end together in one turn, and few enough not to be felt
 CONTACTS_MAX: Final = 256  # unconfirmed datagrams that wait for first contact; more are dropped
 
 _Key = tuple[int, Address, int]  # local port, remote address, remote port
@@ -375,7 +376,10 @@ class TunnelCarrier(Carrier):
         if machine.state is MachineState.CLOSED:
             self._forget(connection)
         else:
-            connection.timer.arm(machine.next_deadline())
+            deadline = machine.next_deadline()
+            if machine.state is MachineState.TIME_WAIT:
+                deadline = (deadline // TIME_WAIT_STEP + 1) * TIME_WAIT_STEP
+            connection.timer.arm(deadline)
 
     def _forget(self, connection: RemoteConnection) -> None:
         connection.timer.cancel()
