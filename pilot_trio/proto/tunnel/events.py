@@ -91,7 +91,7 @@ class SameSession(Event):
 
 @attrs.frozen
 class SessionDropped(Event):
-    """Too many faults in a row ended a session; `drop` says which."""
+    """Too many faults in a row: the original drops the session here, we ask the peer for its key. `drop` says which."""
 
     node: int
     drop: Drop

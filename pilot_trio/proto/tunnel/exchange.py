@@ -279,6 +279,7 @@ class KeyExchanges:
             return
         self._succession.keep(peer)
         core.end_session(peer)
+        before = peer.route.address
         peer.session = Session(key, core.node_id, frame.x25519, core.random_bytes, now, core.past(frame.x25519))
         core.touch(peer)
         peer.installed_at = peer.used_at = peer.opened_at = now
@@ -296,6 +297,9 @@ class KeyExchanges:
         if arrival.relayed and not peer.route.relay:
             core.relay(peer.node, self.key_frame())
         self._succession.begin(peer, now)
+        if peer.predecessor is None and not arrival.relayed and before is not None and before != arrival.source:
+            # If the frame was a replay, the peer is where it was, and its answer moves the endpoint back.
+            self._probe(peer, before)
         self._salvage(peer, old, now)
         self.flush(peer, now)
 
@@ -324,8 +328,12 @@ class KeyExchanges:
         """A repeated key frame from elsewhere proves nothing: it may be a replay. Ask there; the answer moves the endpoint."""
         if arrival.relayed or arrival.source == peer.route.address or peer.session is None:
             return
+        self._probe(peer, arrival.source)
+
+    def _probe(self, peer: Peer, to: Addr) -> None:
+        assert peer.session is not None
         probe = path_probe(self._core.node_id, peer.node, PATH_PROBE)
-        self._core.write_direct(peer.session.seal(probe.encode()), arrival.source)
+        self._core.write_direct(peer.session.seal(probe.encode()), to)
         self._core.traffic.sealed += 1
 
     def _answer_stale(self, peer: Peer, now: float) -> None:

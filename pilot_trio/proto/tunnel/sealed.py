@@ -194,6 +194,7 @@ class SealedPackets:
             self._exchanges.request_again(peer, now)
 
     def _replayed(self, peer: Peer, verdict: Verdict, counter: int, now: float) -> None:
+        """The network, or somebody on the way, has sent it again. The session stays: a peer that counts anew shows it (§4)."""
         core = self._core
         drop = Drop.REPLAY if verdict is Verdict.REPLAY else Drop.OUTSIDE_WINDOW
         core.drop(drop)
@@ -201,9 +202,9 @@ class SealedPackets:
         assert peer.session is not None
         if peer.session.replayed(verdict, now) and now - peer.teardown_at >= TEARDOWN_GAP:
             peer.teardown_at = now
-            core.end_session(peer)
             core.events.append(SessionDropped(peer.node, drop))
-            self._exchanges.request(peer, now)
+            peer.session.replays = peer.session.outside = 0
+            self._exchanges.request_again(peer, now)
 
     def _keep(self, peer: Peer, data: bytes, source: Addr, now: float, *, relayed: bool) -> None:
         """Hold what no key opens yet; the key may be on its way."""

@@ -113,7 +113,7 @@ class Session:
             self._epochs.move_to_end(prefix)
         self._prefix, self._window = prefix, window
 
-    # --- gates (§6): may this session be ended? ------------------------------------------------------------------------
+    # --- gates (§6): is it time to ask the peer whether it has another key? --------------------------------------------
 
     def failed_to_open(self, now: float) -> bool:
         """Note a failed opening; return True if the session has had enough of them."""

@@ -213,8 +213,8 @@ def test_junk_never_ends_a_session() -> None:
     assert net.payloads(2) == [b"still here"]
 
 
-@pytest.mark.parametrize(("age", "replays", "dropped"), [(2, 4, False), (2, 5, True), (61, 4, False), (0.5, 9, False)])
-def test_replays_end_a_session_that_is_old_enough(age: float, replays: int, dropped: bool) -> None:
+@pytest.mark.parametrize(("age", "replays", "asked"), [(2, 4, False), (2, 5, True), (61, 4, False), (0.5, 9, False)])
+def test_replays_make_us_ask_for_the_key_and_never_end_a_session(age: float, replays: int, asked: bool) -> None:
     net = Net()
     net.connect()
     net.now += age
@@ -223,9 +223,12 @@ def test_replays_end_a_session_that_is_old_enough(age: float, replays: int, drop
     net.filter = lambda source, to, data: source != net[2].addr
     for _ in range(replays):
         net.carry(net[1].addr, net[2].addr, last)
+    net.sent.clear()
     net.pump()
-    assert bool(net[2].of(SessionDropped)) == dropped
+    assert bool(net[2].of(SessionDropped)) == asked
+    assert [data[:4] for *_, data in net.sent] == [tunnel.PILA, tunnel.PILK] * asked
     assert net.payloads(2) == [b"hello"]
+    assert net[2].machine.has_session(1)
 
 
 def test_packets_wait_for_the_key_in_order_and_within_bounds() -> None:

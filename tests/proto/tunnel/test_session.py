@@ -1,4 +1,4 @@
-"""When a session is ended because of what arrives under it."""
+"""When a peer is asked for its key because of what arrives under a session."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def session_and_peer() -> tuple[Session, Sealer]:
     return session, Sealer(KEY, PEER, b"peer")
 
 
-def test_a_datagram_that_the_network_repeats_never_ends_a_session() -> None:
+def test_a_datagram_that_the_network_repeats_is_no_reason_to_ask() -> None:
     session, peer = session_and_peer()
     for minute in range(60):
         datagram = peer.seal(b"keepalive")
@@ -31,7 +31,7 @@ def test_a_datagram_that_the_network_repeats_never_ends_a_session() -> None:
 
 
 @pytest.mark.parametrize("verdict", [Verdict.REPLAY, Verdict.OUTSIDE])
-def test_refused_frames_end_a_session_only_in_a_row_and_after_a_while(verdict: Verdict) -> None:
+def test_refused_frames_are_a_reason_to_ask_only_in_a_row_and_after_a_while(verdict: Verdict) -> None:
     session, peer = session_and_peer()
     assert [session.replayed(verdict, GATE_AGE_REPLAY) for _ in range(GATE_COUNT)] == [False] * (GATE_COUNT - 1) + [
         True

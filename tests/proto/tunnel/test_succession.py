@@ -158,3 +158,17 @@ def test_by_relay_too() -> None:
     net.advance(PREDECESSOR_GAP)
     net.pump()
     assert address(net) == net[1].addr
+
+
+def test_without_a_session_the_endpoint_comes_back_with_the_answer_of_who_is_there() -> None:
+    net = Net(answers=True)
+    net.connect()
+    net.send(1, 2, b"before")
+    frame = net[1].machine._exchanges.key_frame()
+    core = net[2].machine._core
+    core.end_session(core.peers[1])
+    net[2].machine.receive_datagrams([(frame, ATTACKER)], net.now)
+    net.pump()
+    assert address(net) == net[1].addr
+    net.send(2, 1, b"after")
+    assert net.payloads(1) == [b"after"]
