@@ -95,13 +95,19 @@ class PortInUse(PilotError):
         self.port = port
 
 
+REGISTRY_TEXT_MAX = 500  # characters of a registry's error kept; it goes to logs and clients, the longest known has 120
+
+
 class RegistryError(PilotError):
     """The registry answered a request with an error.
 
-    `str()` is `registry: TEXT`, the form in which it is passed on to clients; `text` is the registry's own.
+    `str()` is `registry: TEXT`, the form in which it is passed on to clients; `text` is the registry's own, of an endless one the
+    beginning.
     """
 
     def __init__(self, text: str, request: str = "") -> None:
+        if len(text) > REGISTRY_TEXT_MAX:
+            text = f"{text[:REGISTRY_TEXT_MAX]}… ({len(text)} characters)"
         super().__init__(f"registry: {text}")
         self.text = text
         self.request = request

@@ -97,6 +97,15 @@ async def test_answer_without_type_is_malformed(
         assert str(caught.value) == 'registry: malformed response (missing "type" field)'
 
 
+async def test_an_endless_refusal_is_cut_before_it_fills_logs_and_clients(
+    autojump_clock: MockClock, network: MemoryNetwork, client: RegistryClient
+) -> None:
+    async with running(network, FakeRegistry(lambda _: {"type": "error", "error": "no " * 100_000})):
+        with pytest.raises(RegistryError, match=r"^registry: no no .*… \(300000 characters\)$") as caught:
+            await client.call("lookup", node_id=1)
+        assert len(str(caught.value)) < 600
+
+
 async def test_request_that_no_frame_can_hold_is_refused_here(
     autojump_clock: MockClock, client: RegistryClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
