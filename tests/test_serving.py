@@ -254,3 +254,16 @@ async def test_node_talks_tls_to_the_registry_that_it_was_told_to_trust(
             warnings = [str(kv["error"]) for record in caplog.records if "error" in (kv := getattr(record, "kv", {}))]
             assert any(mismatch in text for text in warnings) is not pinned
         nursery.cancel_scope.cancel()
+
+
+async def test_an_identity_serves_one_node_at_a_time(home: Path) -> None:
+    for _ in range(2):  # free again afterwards
+        async with serving(config_in(home)) as first:
+            other = RegistryConfig(endpoint=first.registry)
+            second = config_in(home, "other", identity=home / "node/identity.json", registry=other, rendezvous=None)
+            with pytest.RaisesGroup(
+                pytest.RaisesExc(StartupError, match=rf"is in use by a running node \(pid {os.getpid()}\)")
+            ):
+                async with serving(second):
+                    pass
+            assert not (home / "other.sock").exists()

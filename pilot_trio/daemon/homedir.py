@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ from pilot_trio.daemon.key_rotation import load_next_key
 from pilot_trio.daemon.state import NextKey
 from pilot_trio.errors import IdentityError, StartupError
 from pilot_trio.net import files
+from pilot_trio.net.file_lock import LockHeld, hold_lock
 
 _SYNTHETIC_DOMAIN: Final = (
     "nodes.pilotprotocol.network"  # of owners without an address; protocol, `spec/services.md` §8.5
@@ -69,6 +71,27 @@ async def open_home(config: Config, random_bytes: Callable[[int], bytes] = os.ur
     email = _checked_email(config.email or await _stored_email(path.parent) or synthetic_email(identity))
     await _store_email(path.parent, email)
     return Home(identity, email, path.parent, await load_next_key(path))
+
+
+@contextlib.contextmanager
+def sole_use(identity: Path | None) -> Generator[None]:
+    """Keep other nodes from the identity for the block: two under one number take the registration from each other.
+
+    Raises:
+      StartupError: another node uses it.
+    """
+    if identity is None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(identity.with_name(identity.name + ".lock")))
+        except LockHeld as exc:
+            holder = f" (pid {exc.pid})" if exc.pid else ""
+            raise StartupError(
+                f"identity {identity} is in use by a running node{holder}: stop it first, or name another identity file"
+            ) from exc
+        yield
 
 
 def synthetic_email(identity: Identity) -> str:

@@ -34,7 +34,7 @@ from pilot_trio.daemon.datagrams import Datagrams, DatagramStatistics
 from pilot_trio.daemon.dispatch import CommandTable
 from pilot_trio.daemon.enrolment import Enrolment, EnrolmentStatistics
 from pilot_trio.daemon.events import EventBus
-from pilot_trio.daemon.homedir import Home, open_home
+from pilot_trio.daemon.homedir import Home, open_home, sole_use
 from pilot_trio.daemon.ipc import IPCServer, IPCStatistics
 from pilot_trio.daemon.key_rotation import KeyRotation
 from pilot_trio.daemon.managed import ManagedNetworks
@@ -407,7 +407,7 @@ async def serve_node(
         listener = await open_ipc_listener(config)
     with closing(listener):
         home = await open_home(config, network.random_bytes)
-        with closing(await _open_udp(network, config.listen)) as sock:
+        with sole_use(config.identity), closing(await _open_udp(network, config.listen)) as sock:
             node = Node(config, network, home, sock, await _load_tls(config))
             await node.run(listener, task_status=task_status)
 
