@@ -14,13 +14,15 @@ from typing import Any, Final, NamedTuple
 import trio
 
 from pilot_trio.daemon.events import EventBus
-from pilot_trio.proto.limits import KeyedBuckets
+from pilot_trio.proto.limits import KeyedBuckets, TokenBucket
 from pilot_trio.proto.tunnel import events as tunnel
 from pilot_trio.proto.tunnel.machine import DIAL_FALLBACK
 
 REPEATS: Final = 4  # lines of one cause and peer at once; enough to see a pattern
 REPEAT_RATE: Final = 1 / 600  # lines per second after that; six an hour, however often the peer repeats itself
 CAUSES_MAX: Final = 4096  # causes and peers remembered; the longest silent one is forgotten first
+PUNCH_RATE: Final = 1.0  # lines per second about punches, whoever sends them; anybody can
+PUNCH_BURST: Final = 16.0  # lines; a few peers at once
 QUEUE_FULL_GAP: Final = 5.0  # seconds between two lines about one peer's full queue; protocol, `spec/tunnel.md` §8.2
 
 _log = logging.getLogger("pilot_trio.tunnel")
@@ -83,6 +85,7 @@ class TunnelLog:
         self._events = events
         self._is_trusted = is_trusted
         self._limits: KeyedBuckets[tuple[object, int]] = KeyedBuckets(REPEAT_RATE, REPEATS, CAUSES_MAX)
+        self._punches = TokenBucket(PUNCH_RATE, PUNCH_BURST)
         self._queue_full: KeyedBuckets[int] = KeyedBuckets(1 / QUEUE_FULL_GAP, 1, CAUSES_MAX)
         self._reporters: dict[type[tunnel.Event], Callable[[Any], None]] = {
             tunnel.Established: self._established,
@@ -96,6 +99,7 @@ class TunnelLog:
             tunnel.PathRecovered: self._path_recovered,
             tunnel.Salvaged: self._salvaged,
             tunnel.PeerAdded: self._peer_added,
+            tunnel.Punched: self._punched,
             tunnel.KeyUpdated: self._key_updated,
             tunnel.Forgotten: self._forgotten,
         }
@@ -206,6 +210,11 @@ class TunnelLog:
         if self._admits("recovered", event.node):
             _say(_Line(logging.INFO, "path watchdog: peer path recovered", data))
         self._events.publish("tunnel.path_recovered", data)
+
+    def _punched(self, event: tunnel.Punched) -> None:
+        host, port = event.source
+        if _log.isEnabledFor(logging.DEBUG) and self._punches.take(trio.current_time()):
+            _say(_Line(logging.DEBUG, "NAT punch received", {"from": f"{host}:{port}"}))
 
     def _peer_added(self, event: tunnel.PeerAdded) -> None:
         self._events.publish("tunnel.peer_added", {"peer_node_id": event.node})

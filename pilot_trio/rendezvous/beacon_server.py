@@ -101,7 +101,9 @@ class BeaconServer:
 
     def __attrs_post_init__(self) -> None:
         self._relaying = Relaying(self.table, self.is_unlimited, self._drops)
-        self._punching = Punching(self.table, self.is_registered, self.may_punch, self.is_unlimited, self._drops)
+        self._punching = Punching(
+            self.table, self.is_registered, self.may_punch, self.is_unlimited, self.endpoint_of, self._drops
+        )
 
     async def serve(self, socket: DatagramSocket) -> None:
         """Answer datagrams until cancelled; closes the socket then."""

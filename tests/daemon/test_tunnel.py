@@ -14,6 +14,7 @@ from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.crypto.agreement import KeyPair
 from pilot_trio.crypto.identity import Identity
 from pilot_trio.daemon.resolver import Route
+from pilot_trio.daemon.tunnel_log import PUNCH_BURST
 from pilot_trio.daemon.tunnel_lookups import LOOKUPS_MAX
 from pilot_trio.errors import NoRoute
 from pilot_trio.net.network import Addr, DatagramSocket, Endpoint, SystemNetwork
@@ -443,6 +444,23 @@ async def test_who_poses_as_the_beacon_is_refused(
         stranger.send_nowait(message, one.sock.endpoint)
         await wait_all_tasks_blocked()
         assert len(lines(caplog, text)) == 1
+
+
+async def test_punches_are_said_at_debug_level_in_moderation_and_change_nothing(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_world() as world:
+        one = await world.start(1)
+        stranger = await world.network.open_udp(Endpoint(HOST, 0))
+        for _ in range(100):
+            stranger.send_nowait(wire.PILP, one.sock.endpoint)
+        await wait_all_tasks_blocked()
+        said = lines(caplog, "NAT punch received")
+        assert len(said) == PUNCH_BURST
+        assert said[0].levelno == logging.DEBUG
+        assert kv(said[0]) == {"from": str(stranger.endpoint)}
+        assert one.tunnel.peer_rows() == []
+        assert one.topics() == []
 
 
 async def test_silent_peer_is_given_up_and_its_path_reset(

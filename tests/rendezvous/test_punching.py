@@ -9,9 +9,9 @@ from pilot_trio.address import NodeId
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.rendezvous.beacon_server import Drop
 from pilot_trio.rendezvous.endpoint_table import MOVE_INTERVAL, EndpointTable
-from pilot_trio.rendezvous.punching import PUNCH_GAP, PUNCH_INTERVAL, Punching
+from pilot_trio.rendezvous.punching import ALL_RATE, PUNCH_BURST, PUNCH_RATE, Punching
 from pilot_trio.testing.memory_network import MemoryNetwork
-from pilot_trio.wire.beacon import Discover, PunchCommand, PunchRequest, decode
+from pilot_trio.wire.beacon import Discover, PunchCommand, PunchRequest, decode, normalise_host
 from tests.rendezvous.test_beacon_server import ANY_PORT, discover, open_beacon
 
 ONE, TWO, THREE = NodeId(1), NodeId(2), NodeId(3)
@@ -20,10 +20,18 @@ ELSEWHERE = Endpoint("192.0.2.3", 4003)
 COMMANDS = [(PunchCommand(*THERE).encode(), HERE), (PunchCommand(*HERE).encode(), THERE)]
 
 
-def make(*, unlimited: bool = True, may: Callable[[NodeId, NodeId], bool] = lambda _a, _b: True) -> Punching:
+def make(
+    *,
+    unlimited: bool = True,
+    may: Callable[[NodeId, NodeId], bool] = lambda _a, _b: True,
+    registered: dict[int, str] | None = None,
+) -> Punching:
+    known = registered or {}
     table = EndpointTable()
     table.note(TWO, THERE, 0.0)
-    return Punching(table, {1, 2, 3}.__contains__, may, lambda _host: unlimited, Counter())
+    return Punching(
+        table, {1, 2, 3}.__contains__, may, lambda _host: unlimited, lambda node: known.get(node, ""), Counter()
+    )
 
 
 def test_both_get_the_endpoint_of_the_other() -> None:
@@ -67,23 +75,45 @@ def test_what_the_registry_would_not_tell_is_not_told_here() -> None:
     assert len(punching.commands(PunchRequest(THREE, TWO), ELSEWHERE, 1.0)) == 2
 
 
-def test_one_source_may_ask_once_a_second() -> None:
+@pytest.mark.parametrize(
+    ("registered", "host", "credible"),
+    [
+        ("8.8.8.8:4001", "8.8.8.8", True),
+        ("8.8.8.8:4001", "::ffff:8.8.8.8", True),
+        ("8.8.8.8:4001", "8.8.4.4", False),
+        ("8.8.8.8:4001", "192.168.1.5", False),
+        ("192.168.1.5:4001", "192.168.1.9", True),
+        ("127.0.0.1:4001", "8.8.8.8", False),
+        ("example.org:4001", "8.8.8.8", True),
+        ("", "8.8.8.8", True),
+    ],
+)
+def test_a_request_counts_only_from_where_the_requester_has_registered(
+    registered: str, host: str, credible: bool
+) -> None:
+    punching = make(registered={ONE: registered})
+    source = Endpoint(normalise_host(host), 5)
+    assert bool(punching.commands(PunchRequest(ONE, TWO), source, 1.0)) is credible
+    assert (punching.table.find(ONE, 1.0) == source) is credible
+    assert punching.drops == ({} if credible else {Drop.PUNCH_REFUSED: 1})
+
+
+def test_requests_of_one_source_are_limited() -> None:
     punching = make(unlimited=False)
-    asked = [bool(punching.commands(PunchRequest(ONE, TWO), HERE, 1.0 + tenth / 10)) for tenth in range(25)]
-    assert [tenth for tenth, granted in enumerate(asked) if granted] == [0, 10, 20]
-    assert punching.drops == {Drop.RATE_LIMITED: 22}
-    assert PUNCH_INTERVAL == 1.0
+    granted = sum(bool(punching.commands(PunchRequest(ONE, TWO), HERE, 1.0 + n / 100)) for n in range(1000))
+    assert granted == pytest.approx(PUNCH_BURST + 10 * PUNCH_RATE, abs=2)
+    assert punching.drops == {Drop.RATE_LIMITED: 1000 - granted}
 
 
 def test_all_sources_together_are_limited_and_futile_requests_use_nothing_up() -> None:
     punching = make(unlimited=False)
-    for host in range(1, 200):
-        punching.commands(PunchRequest(THREE, ONE), Endpoint(f"198.51.100.{host}", 4), 1.0)
-    granted = [
-        bool(punching.commands(PunchRequest(ONE, TWO), Endpoint(f"203.0.113.{host}", 4), 1.0 + host * PUNCH_GAP * 0.6))
-        for host in range(10)
-    ]
-    assert granted == [True, False] * 5
+    for host in range(int(2 * ALL_RATE)):
+        punching.commands(PunchRequest(THREE, ONE), Endpoint(f"10.1.{host // 256}.{host % 256}", 4), 1.0)
+    granted = sum(
+        bool(punching.commands(PunchRequest(ONE, TWO), Endpoint(f"10.2.{host // 256}.{host % 256}", 4), 1.0))
+        for host in range(int(2 * ALL_RATE))
+    )
+    assert granted == ALL_RATE
 
 
 def test_local_programs_are_not_limited() -> None:

@@ -184,6 +184,13 @@ class Forgotten(Event):
 
 
 @attrs.frozen
+class Punched(Event):
+    """Somebody opened his NAT for us. It says nothing about who that was, and changes nothing."""
+
+    source: Addr
+
+
+@attrs.frozen
 class BeaconSaid(Event):
     """A message of the beacon that is not the tunnel's business."""
 

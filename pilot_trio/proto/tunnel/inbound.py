@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pilot_trio.errors import DecodeError
 from pilot_trio.proto.tunnel.core import Core
-from pilot_trio.proto.tunnel.events import Addr, BeaconSaid, ControlArrived, Drop, PeerAdded, Refused
+from pilot_trio.proto.tunnel.events import Addr, BeaconSaid, ControlArrived, Drop, PeerAdded, Punched, Refused
 from pilot_trio.proto.tunnel.exchange import KeyExchanges
 from pilot_trio.proto.tunnel.route import PEER_RELAYS
 from pilot_trio.proto.tunnel.sealed import Received, SealedPackets
@@ -88,6 +88,7 @@ class Inbound:
             self._on_plain(data, source, now, received)
         elif magic == tunnel.PILP:
             core.drop(Drop.PUNCH)
+            core.events.append(Punched(source))
         else:
             core.drop(Drop.SHORT if len(data) < 4 else Drop.UNKNOWN_MAGIC)
 
