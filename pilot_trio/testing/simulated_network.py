@@ -187,6 +187,8 @@ class SimulatedHost(Network):
         self.sockets: Final[dict[Endpoint, SimulatedSocket]] = {}
         self.clock_error = 0.0
         """Seconds by which the host's calendar is ahead of the others'; may change at any time, as when somebody sets it."""
+        self.slept = 0.0
+        """Seconds that the machine has slept, which its programs notice afterwards. Isolate the host meanwhile."""
         self._entropy = random.Random(f"{network.seed} {name} entropy")
 
     def __repr__(self) -> str:
@@ -221,6 +223,9 @@ class SimulatedHost(Network):
 
     def random_bytes(self, size: int) -> bytes:
         return self._entropy.randbytes(size)
+
+    def clock(self) -> float:
+        return trio.current_time() + self.slept
 
     def wall_time_ns(self) -> int:
         return _EPOCH_NS + round((trio.current_time() + self.clock_error) * 1e9)

@@ -132,6 +132,9 @@ async def live_through(seed: int) -> str:
             flow.check(complete=not trouble)
         await trio.sleep(LEFT_AFTER)
         assert streams_open(nodes) == 0
+        if any(node.handle.statistics().tunnel.traffic.peers for node in nodes):
+            # Who forgets a peer just when that one asks whether he lives is found anew; not twice in a row.
+            await trio.sleep(LEFT_AFTER)
         assert [node.handle.statistics().tunnel.traffic.peers for node in nodes] == [0] * NODES
         assert [node.handle.statistics().tunnel.defects for node in nodes] == [0] * NODES
         with trio.fail_after(5):  # nodes behind routers go on telling the beacon where they are

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -282,3 +284,54 @@ def test_equal_seeds_repeat_to_the_last_datagram() -> None:
     first = [run_simulation(chatter, seed, seed=seed) for seed in range(5)]
     assert first == [run_simulation(chatter, seed, seed=seed) for seed in range(5)]
     assert len(set(first)) == 5
+
+
+def test_the_fingerprint_covers_what_was_sent_and_not_only_when() -> None:
+    async def say(words: bytes) -> str:
+        network = SimulatedNetwork()
+        one, other = await network.host("a").open_udp(ANY), await network.host("b").open_udp(ANY)
+        one.send_nowait(words, other.endpoint)
+        return network.fingerprint()
+
+    assert run_simulation(say, b"yes") == run_simulation(say, b"yes") != run_simulation(say, b"not")
+
+
+def test_the_module_random_and_a_hosts_entropy_come_from_the_seed_inside_only() -> None:
+    async def draw(seed: int) -> tuple[float, bytes, bytes]:
+        network = SimulatedNetwork(seed=seed)
+        return random.random(), network.host("a").random_bytes(16), network.host("b").random_bytes(16)
+
+    outside = random.getstate()
+    first = run_simulation(draw, 1, seed=1)
+    assert random.getstate() == outside
+    assert run_simulation(draw, 1, seed=1) == first
+    assert len({*first, *run_simulation(draw, 2, seed=2)}) == 6
+
+
+def test_waiting_for_all_tasks_comes_before_a_jump_of_the_clock() -> None:
+    async def main() -> list[str]:
+        seen: list[str] = []
+
+        async def sleeper() -> None:
+            await trio.sleep(1)
+            seen.append("slept")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sleeper)
+            await wait_all_tasks_blocked()
+            seen.append(f"all wait at {trio.current_time():g}")
+        return seen
+
+    assert run_simulation(main) == ["all wait at 0", "slept"]
+
+
+async def test_a_host_has_a_calendar_and_may_have_slept(autojump_clock: MockClock) -> None:
+    network = SimulatedNetwork()
+    one, other = network.host("a"), network.host("b")
+    assert one.wall_time() == other.wall_time() > 1_700_000_000
+    await trio.sleep(60)
+    one.clock_error = -3600.0
+    one.slept = 7200.0
+    assert other.wall_time() - one.wall_time() == pytest.approx(3600)
+    assert one.clock() - other.clock() == 7200
+    assert one.wall_time_ns() == pytest.approx(one.wall_time() * 1e9)
