@@ -382,6 +382,8 @@ class Connection:
         sender, closing = self._sender, self._closing
         if self._receiver.ack_at <= now:
             self._receiver.on_ack_delay_over()
+        if sender.outgoing.nagle_at <= now:
+            sender.outgoing.push()  # also when windows do not let it leave now: a deadline that stays is due for ever
         if sender.probe_at <= now:
             self._probe_window(now)
         if not sender.handle_timeout(now):

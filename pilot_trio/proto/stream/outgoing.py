@@ -45,8 +45,9 @@ class Outgoing:
             self._pushed = self._size
 
     def push(self) -> None:
-        """Let nothing wait for more: there will not be more."""
+        """Let nothing wait for more: there will not be more, or it has waited for long enough."""
         self._pushed = self._size
+        self.nagle_at = inf
 
     def clear(self) -> None:
         """Forget what was written."""

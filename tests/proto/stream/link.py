@@ -112,6 +112,10 @@ class Link:
                 touched.add(index)
         for index in sorted(touched):
             self.pump(index)
+            end = self.ends[index]
+            # A shell calls again at once for what is due still, and again, for as long as nothing else happens.
+            assert end is not None
+            assert end.next_deadline() > self.now, "what was due is still due"
         return True
 
     def run(self, until: Callable[[], bool], limit: float) -> None:

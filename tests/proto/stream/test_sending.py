@@ -49,6 +49,21 @@ def test_a_short_tail_waits_no_longer_than_a_moment() -> None:
     script.sends_until(0.04, (0.04, "ACK 3 1 4096 +2"))
 
 
+def test_a_short_tail_that_has_waited_and_finds_no_room_leaves_no_deadline_behind() -> None:
+    script = established()
+    script.writes(2)
+    script.writes(2)
+    script.sends("ACK 1 1 4096 +2")
+    script.gets("ACK 1 1 0")
+    script.machine.handle_timeout(0.04)
+    script.pump()
+    assert (
+        script.machine.next_deadline() > 0.04
+    )  # the shell would call again at once, for as long as the window is closed
+    script.gets("ACK 1 3 512")
+    script.sends("ACK 3 1 4096 +2")
+
+
 def test_request_and_reply_wait_for_no_timer() -> None:
     script = quiet()
     seq, ack = 2, 1

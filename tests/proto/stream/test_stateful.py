@@ -81,6 +81,7 @@ class TwoEnds(RuleBasedStateMachine):
             if end.next_deadline() <= self.now:
                 end.handle_timeout(self.now)
                 self.pump(side)
+                assert end.next_deadline() > self.now
 
     @rule(side=SIDES)
     @precondition(lambda self: len(self.written[0]) > 1000)
