@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import trio
@@ -18,12 +18,12 @@ import trio
 from pilot_trio.driver import Driver, PilotStream
 from pilot_trio.errors import DialRefused
 from tests.interop.overlay import Kind, MakeHome, Overlay, OverlayNode, open_overlay
+from tests.interop.traffic import ECHO, MIB, echo, receive_exactly
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
-ECHO = 7
-MIB = 1024 * 1024
-TRANSFER_TIMEOUT = 30.0  # seconds; the transfers take one or two
+TRANSFER_TIMEOUT = 45.0  # seconds; the transfers take one or two
+AT_ONCE = 8.0  # seconds for what takes one round trip; what waits for a timer of the protocol takes longer
 
 
 class Pair(NamedTuple):
@@ -96,21 +96,24 @@ async def test_refused_at_once(pair: Pair) -> None:
     async with pair.near.driver() as driver:
         async with await driver.dial(pair.far.address, ECHO):
             pass  # there is a tunnel; a refusal costs one round trip
-        with trio.fail_after(1), pytest.raises(DialRefused):
+        with trio.fail_after(AT_ONCE), pytest.raises(DialRefused):
             await driver.dial(pair.far.address, 4999)
 
 
 @pytest.mark.parametrize("accepting_side_sends", [False, True])
 async def test_what_was_written_before_a_close_arrives(pair: Pair, accepting_side_sends: bool) -> None:
     sent = os.urandom(2 * MIB)
+    received = bytearray()
 
     async def send(stream: PilotStream) -> None:
         async with stream:
             await stream.send_all(sent)
+            assert len(received) < len(sent), "some of it is still under way"
 
-    async def receive(stream: PilotStream) -> bytes:
+    async def receive(stream: PilotStream) -> None:
         async with stream:
-            return b"".join([chunk async for chunk in stream])
+            async for chunk in stream:
+                received.extend(chunk)
 
     with trio.fail_after(TRANSFER_TIMEOUT):
         async with pair.near.driver() as near, pair.far.driver() as far:
@@ -120,7 +123,7 @@ async def test_what_was_written_before_a_close_arrives(pair: Pair, accepting_sid
             sender, receiver = (accepted, dialled) if accepting_side_sends else (dialled, accepted)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send, sender)
-                received = await receive(receiver)
+                await receive(receiver)
     assert hashlib.sha256(received).digest() == hashlib.sha256(sent).digest()
 
 
@@ -174,31 +177,40 @@ async def test_a_reader_that_pauses_holds_nobody_else_up(pair: Pair) -> None:
 async def test_datagrams_both_ways(pair: Pair) -> None:
     with trio.fail_after(TRANSFER_TIMEOUT):
         async with pair.near.driver() as near, pair.far.driver() as far:
-            for sender, target, receiver in ((near, pair.far, far), (far, pair.near, near)):
+            for sender, source, target, receiver in (
+                (near, pair.near, pair.far, far),
+                (far, pair.far, pair.near, near),
+            ):
                 async with receiver.datagrams(6000) as channel:
-                    for size in (1, 1200, 8000):
+                    for size in (1, 1200, 8000, 60_000):
                         data = os.urandom(size)
                         assert await sender.send_datagram(target.address, data, 6000) is True
                         got = await channel.receive()
                         assert got.data == data
                         assert got.destination_port == 6000
+                        assert str(got.source) == source.address
 
 
-async def test_the_tools_send_and_receive(pair: Pair) -> None:
+@pytest.mark.parametrize("sends", ["pilotctl", "ours"])
+async def test_the_tools_send_and_receive(pair: Pair, sends: str) -> None:
+    """Each tool sends what the other one receives."""
     near, far = pair.near, pair.far
-    received = {}
+    send, receive = (near.ctl, far.our_ctl) if sends == "pilotctl" else (near.our_ctl, far.ctl)
+    received: dict[str, Any] = {}
 
     async def listen(name: str, *arguments: str) -> None:
-        received[name] = (await far.ctl(*arguments, "--count", "1", "--timeout", "4s")).data["messages"]
+        received[name] = (await receive(*arguments, "--count", "1", timeout=TRANSFER_TIMEOUT)).data["messages"]
 
     bound = (await far.info())["ports"]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(listen, "stream", "recv", "5001")
-        nursery.start_soon(listen, "datagram", "listen", "5002")
+        # `recv` and `send` wait for each other's end, so that both last until this timeout.
+        nursery.start_soon(listen, "stream", "recv", "5001", "--timeout", "6s")
+        nursery.start_soon(listen, "datagram", "listen", "5002", "--timeout", "30s")
         await wait_for_ports(far, bound + 1)
-        await trio.sleep(0.3)  # a listener for datagrams binds nothing that could be seen
-        assert (await near.ctl("dgram", far.address, "5002", "--data", "by datagram")).data["confirmed"] is True
-        nursery.start_soon(partial(near.our_ctl, "send", far.address, "5001", "--data", "by stream", timeout=20))
+        nursery.start_soon(partial(send, "send", far.address, "5001", "--data", "by stream", timeout=TRANSFER_TIMEOUT))
+        while "datagram" not in received:  # who listens for datagrams binds nothing that could be waited for
+            assert (await send("dgram", far.address, "5002", "--data", "by datagram")).data["confirmed"] is True
+            await trio.sleep(0.1)
     assert received["datagram"][0]["data"] == "by datagram"
     assert received["stream"][0]["data"] == "by stream"
 
@@ -224,7 +236,7 @@ async def test_a_peer_sees_at_once_that_our_node_has_shut_down(make_go_home: Mak
         async with await near.dial(pair.far.address, 5000):
             accepted = await listener.accept()
             await pair.near.stop()
-            with trio.fail_after(2):
+            with trio.fail_after(AT_ONCE):
                 assert await accepted.receive_some() == b""
 
 
@@ -232,24 +244,6 @@ async def test_both_advertise_the_same_features(make_go_home: MakeHome) -> None:
     async with open_pair(make_go_home, "ours", "go") as pair:
         ours, theirs = await pair.near.info(), await pair.far.info()
     assert set(ours["features"]) == set(theirs["features"])
-
-
-async def echo(driver: Driver, target: OverlayNode, size: int) -> None:
-    """Send random bytes to the echo service of a node and hold the answer against them."""
-    data = os.urandom(size)
-    async with await driver.dial(target.address, ECHO) as stream, trio.open_nursery() as nursery:
-        nursery.start_soon(stream.send_all, data)
-        received = await receive_exactly(stream, size)
-    assert hashlib.sha256(received).digest() == hashlib.sha256(data).digest()
-
-
-async def receive_exactly(stream: PilotStream, size: int) -> bytes:
-    received = bytearray()
-    while len(received) < size:
-        chunk = await stream.receive_some(size - len(received))
-        assert chunk, f"the stream ended after {len(received)} of {size} bytes"
-        received += chunk
-    return bytes(received)
 
 
 async def expect_broken(stream: PilotStream) -> None:
@@ -265,7 +259,7 @@ async def write_for_ever(stream: PilotStream) -> None:
 
 async def wait_for_ports(node: OverlayNode, count: int) -> None:
     """Wait until so many ports are bound; no daemon announces it."""
-    with trio.fail_after(5):
+    with trio.fail_after(AT_ONCE):
         async with node.driver() as driver:
             while (await driver.info()).ports < count:  # noqa: ASYNC110 - another process sets no event of ours
                 await trio.sleep(0.05)
