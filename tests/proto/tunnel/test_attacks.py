@@ -85,6 +85,22 @@ def assert_all_is_well(net: Net) -> None:
         assert net.payloads(two) == [b"alive"]
 
 
+@pytest.mark.parametrize("by_beacon", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_what_was_seen_can_be_sent_again_by_anybody_to_anybody_in_any_order(by_beacon: bool, seed: int) -> None:
+    net, chance = conversation(by_beacon=by_beacon), random.Random(seed)
+    before, seen = state_of(net), list(net.sent)
+    chance.shuffle(seen)
+    for source, _, frame in seen:
+        claimed = chance.choice([source, EVIL, BEACON, net[1].addr, net[2].addr])
+        for node in (1, 2):
+            assert inject(net, node, frame, claimed) == []
+    net.pump()
+    net.advance(3)
+    assert state_of(net) == before
+    assert_all_is_well(net)
+
+
 @pytest.mark.parametrize("source", ["itself", "the other", "a stranger", "the beacon"])
 def test_a_mirror_shows_nothing(source: str) -> None:
     net = conversation()
