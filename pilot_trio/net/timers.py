@@ -2,8 +2,8 @@
 
 Most deadlines never come: an acknowledgement moves a retransmission on, traffic moves an idle timeout on. So moving one
 later must cost nothing. A `Timer` remembers its deadline and the wake-ups that are armed for it; a later deadline changes
-the number alone. Only a move to earlier touches the heap. Wake-ups that are not needed any more are thrown out when they
-have come to the top, before the task goes to sleep: of those that many short streams leave behind, one wakes it.
+the number alone, and when the old wake-up fires, finds nothing due and makes sure that there is another. Only a move to
+earlier touches the heap.
 """
 
 from __future__ import annotations
@@ -69,19 +69,15 @@ class Timer:
 
     def wake(self, now: float) -> bool:
         """Take the earliest wake-up; run what is due. False if the timer was cancelled. For `Timers` alone."""
-        if self._deadline > now or self._on_due is None:
-            return self.postpone()
         self._wakes.pop()
-        self._deadline = inf
-        self._on_due(now)
-        return True
-
-    def postpone(self) -> bool:
-        """Take the earliest wake-up, for which it is too early. False if the timer was cancelled. For `Timers` alone."""
-        self._wakes.pop()
-        if self._on_due is None:
+        on_due, deadline = self._on_due, self._deadline
+        if on_due is None:
             return False
-        self.arm(self._deadline)
+        if deadline <= now:
+            self._deadline = inf
+            on_due(now)
+        else:
+            self.arm(deadline)
         return True
 
     def wakes_in_vain(self, at: float) -> bool:
@@ -114,7 +110,7 @@ class Timers:
     async def run(self) -> None:
         """Run timers as they fall due, until cancelled."""
         while True:
-            at = self._next_wake()
+            at = self._heap[0][0] if self._heap else inf
             if at <= (now := trio.current_time()):
                 self._run_due(now)
                 self._clear_ahead(now)
@@ -125,19 +121,6 @@ class Timers:
             with trio.CancelScope(deadline=at) as self._scope:
                 await trio.sleep_forever()
             self._scope = None
-
-    def _next_wake(self) -> float:
-        heap = self._heap
-        for _ in range(DUE_MAX):
-            if not heap:
-                return inf
-            at, _, timer = heap[0]
-            if timer.deadline <= at:
-                break
-            heapq.heappop(heap)
-            if not timer.postpone():
-                self._dead -= 1
-        return heap[0][0] if heap else inf
 
     def _run_due(self, now: float) -> None:
         for _ in range(DUE_MAX):

@@ -69,38 +69,6 @@ async def test_moving_later_touches_nothing(autojump_clock: MockClock) -> None:
         assert fired == [start + 1000]
 
 
-class Steps(trio.abc.Instrument):
-    """Counts how often the task of the timers runs."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.count += task.name.endswith("Timers.run")
-
-
-@pytest.mark.parametrize("how", ["cancelled", "moved later"])
-async def test_what_many_short_lives_leave_behind_wakes_the_task_once(autojump_clock: MockClock, how: str) -> None:
-    async with running() as timers:
-        fired: list[float] = []
-        start = trio.current_time()
-        for number in range(200):
-            timer = timers.timer(fired.append)
-            timer.arm(start + 0.25 + number / 1000)
-            if how == "cancelled":
-                timer.cancel()
-            else:
-                timer.arm(start + 10)
-        steps = Steps()
-        trio.lowlevel.add_instrument(steps)
-        await trio.sleep(5)
-        assert steps.count <= 2
-        trio.lowlevel.remove_instrument(steps)
-        await trio.sleep(6)
-        assert fired == [start + 10] * (0 if how == "cancelled" else 200)
-        assert len(timers) == 0
-
-
 async def test_moving_earlier_wakes_earlier(autojump_clock: MockClock) -> None:
     async with running() as timers:
         fired: list[float] = []

@@ -24,7 +24,9 @@ from pilot_trio.wire.ipc import Code, Target
 
 CLIENT_CONNECTIONS_MAX: Final = 4096  # live connections of one client, checked at Dial only; protocol, `spec/ipc.md` §8
 RECV_HEADER: Final = 9  # bytes of a Recv frame before its data; protocol, `spec/ipc.md` §5.2
-RECV_DATA_MAX: Final = 65_536  # bytes per Recv frame; larger ones only delay the frames behind them in the queue
+RECV_DATA_MAX: Final = (
+    65_536 - RECV_HEADER
+)  # bytes per Recv frame, which takes four calls; larger ones only delay those behind
 
 
 _SEND_TO_PREFIX = "sendto: "  # by it clients tell a late answer of a confirmed send from others; `spec/ipc.md` §5.3
