@@ -327,7 +327,8 @@ class Connection:
             out += self._outbox.segments(run.data, run.start & _MASK, ack, window)
         self._liveness.on_sent_data(now)
         if not receiver.data.has_gap:
-            receiver.settle_with_data()  # it carries the acknowledgment, but no report of what lies beyond a gap
+            # It carries the acknowledgment, but no report of what lies beyond a gap.
+            receiver.settle_with_data(now, own_kind=not self._sender.peer_is_reference)
 
     def _acknowledge(self, out: list[bytes]) -> None:
         receiver = self._receiver

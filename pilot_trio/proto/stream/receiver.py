@@ -6,15 +6,33 @@ from math import inf
 from typing import Final
 
 from pilot_trio.proto.stream.reassembly import Reassembly
-from pilot_trio.proto.stream.settings import ACK_DELAY, QUICK_ACKS, RECEIVE_SLOTS, SEGMENT, WINDOW_UPDATE_BELOW
+from pilot_trio.proto.stream.settings import (
+    ACK_DELAY,
+    ANSWER_SEGMENTS,
+    QUICK_ACKS,
+    RECEIVE_SLOTS,
+    SEGMENT,
+    WINDOW_UPDATE_BELOW,
+)
 
+SEGMENTS_PER_ACK: Final = 2  # in order; protocol, §4.2
 STEP: Final = 3 * SEGMENT  # bytes; as many whole segments as an acknowledgment may count for, §5.1
 
 
 class Receiver:
     """Counts the acknowledgments that are owed. `ack_at` is the deadline of a delayed one."""
 
-    __slots__ = ("_quick_acks", "_unacknowledged", "ack_at", "advertised", "data", "is_open", "owed")
+    __slots__ = (
+        "_heard_at",
+        "_most",
+        "_quick_acks",
+        "_unacknowledged",
+        "ack_at",
+        "advertised",
+        "data",
+        "is_open",
+        "owed",
+    )
 
     def __init__(self, rcv_nxt: int) -> None:
         self.data = Reassembly(rcv_nxt)
@@ -23,6 +41,8 @@ class Receiver:
         self.ack_at = inf
         self.advertised = RECEIVE_SLOTS  # the window that the peer was told last
         self._unacknowledged = 0  # segments received since the last acknowledgment
+        self._heard_at = -inf  # when data arrived in order last, since data of ours left
+        self._most = SEGMENTS_PER_ACK  # as many segments are acknowledged at once
         self._quick_acks = QUICK_ACKS
 
     def on_segment(self, seq: int, payload: bytes, now: float) -> bool:
@@ -39,8 +59,9 @@ class Receiver:
 
     def on_run(self, segments: int, now: float) -> None:
         """Note segments that arrived in order."""
+        self._heard_at = now
         self._unacknowledged += segments
-        if self._unacknowledged >= 2:
+        if self._unacknowledged >= self._most:
             self.owe()
         elif self._quick_acks:
             self._quick_acks -= 1
@@ -74,16 +95,24 @@ class Receiver:
         self.data.boundaries.clear()
         self.ack_at = inf
 
-    def settle_with_data(self) -> None:
-        """Note that data of ours has said it: a conversation, whose next question will carry the next acknowledgment."""
-        if self.owed or self.ack_at < inf:
+    def settle_with_data(self, now: float, *, own_kind: bool) -> None:
+        """Note that data of ours has said it.
+
+        If it follows theirs within the time for which an acknowledgment may wait, it carries one, or would have: this is a
+        conversation, and the next question will carry the next. A sender of our own kind has no use for an acknowledgment
+        of every other segment of a short answer, either.
+        """
+        if now < self._heard_at + ACK_DELAY:
             self._quick_acks = 0
+            self._most = ANSWER_SEGMENTS if own_kind else SEGMENTS_PER_ACK
+        self._heard_at = -inf
         self.settle()
 
     def on_ack_delay_over(self) -> None:
         """The stream paused; whoever talks next wants quick answers."""
         self.ack_at = inf
         self._quick_acks = QUICK_ACKS
+        self._most = SEGMENTS_PER_ACK
         self.owe()
 
     def read(self, max_bytes: int) -> bytes:

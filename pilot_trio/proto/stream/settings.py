@@ -31,6 +31,9 @@ OUTSTANDING_MAX: Final = (
 ACK_DELAY: Final = (
     0.005  # seconds until a lone segment is acknowledged; the reference's value, so both ends behave alike
 )
+ANSWER_SEGMENTS: Final = (
+    8  # segments of an answer that wait for the next question to acknowledge them, `ACK_DELAY` at most
+)
 NAGLE_DELAY: Final = 0.04  # seconds that a short tail waits for more; the reference's value
 HEADROOM: Final = 8  # slots of a peer's window left alone: a reference peer driven to zero never says that it has room
 WINDOW_UPDATE_BELOW: Final = 64  # slots; having advertised less than this, we say when there is room again

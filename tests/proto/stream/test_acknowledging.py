@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pilot_trio.proto.stream.connection import Event
-from pilot_trio.proto.stream.settings import QUICK_ACKS, RECEIVE_SLOTS, SEGMENT, StreamSettings
+from pilot_trio.proto.stream.settings import ANSWER_SEGMENTS, QUICK_ACKS, RECEIVE_SLOTS, SEGMENT, StreamSettings
 
 from .segment_script import Script, established, packet_of
 
@@ -252,3 +252,69 @@ def test_an_answer_in_the_same_turn_ends_the_quick_acknowledgments() -> None:
     script.sends("ACK 11 21 4094")  # or the timer, after which the peer is answered at once again
     script.gets("ACK 21 11 512 +10")
     script.sends("ACK 11 31 4093")
+
+
+@pytest.mark.parametrize(("segments", "at_once"), [(ANSWER_SEGMENTS - 1, False), (ANSWER_SEGMENTS, True)])
+def test_a_short_answer_is_acknowledged_by_the_next_question(segments: int, at_once: bool) -> None:
+    script = conversation(window=4096)
+    script.gets(*(f"ACK {2 + 1152 * index} 11 4096 +1152" for index in range(segments)))
+    script.reads()
+    end = 2 + 1152 * segments
+    if at_once:
+        script.sends(f"ACK 11 {end} {RECEIVE_SLOTS - segments}")
+    script.writes(5)
+    script.sends(f"ACK 11 {end} 4096 +5")
+    script.until(0.006)
+    script.sends_nothing()
+
+
+def test_an_answer_that_no_question_follows_is_acknowledged_after_a_moment_and_the_next_ones_as_ever() -> None:
+    script = conversation(window=4096)
+    script.gets("ACK 2 11 4096 +1152", "ACK 1154 11 4096 +1152")
+    script.sends_until(0.0049)
+    script.sends_until(0.005, (0.005, "ACK 11 2306 4094"))
+    script.gets("ACK 2306 11 4096 +1152", "ACK 3458 11 4096 +1152")
+    script.sends("ACK 11 4610 4092")
+
+
+def test_a_reference_sender_gets_an_acknowledgment_of_every_other_segment_also_of_a_short_answer() -> None:
+    script = conversation(window=512)
+    script.gets("ACK 2 11 512 +1152", "ACK 1154 11 512 +1152")
+    script.sends("ACK 11 2306 4094")
+
+
+def test_a_question_that_follows_an_answer_at_once_would_have_carried_its_acknowledgment() -> None:
+    script = established(4096)
+    script.writes(5)
+    script.gets("ACK 1 6 4096 +1152", "ACK 1153 6 4096 +1152")
+    script.sends("ACK 1 1 4096 +5", "ACK 6 2305 4094")
+    script.until(0.0049)
+    script.writes(5)
+    script.sends("ACK 6 2305 4094 +5")
+    script.gets("ACK 2305 11 4096 +1152", "ACK 3457 11 4096 +1152")
+    script.sends_nothing()
+    script.writes(5)
+    script.sends("ACK 11 4609 4092 +5")
+
+
+def test_a_question_after_a_pause_is_no_reason_to_wait() -> None:
+    script = established(4096)
+    script.gets("ACK 1 1 4096 +1152", "ACK 1153 1 4096 +1152")
+    script.sends("ACK 1 2305 4094")
+    script.until(0.0051)
+    script.writes(5)
+    script.sends("ACK 1 2305 4094 +5")
+    script.gets("ACK 2305 6 4096 +1152", "ACK 3457 6 4096 +1152")
+    script.sends("ACK 6 4609 4092")
+
+
+def conversation(window: int) -> Script:
+    """A question, its answer of a byte, and the next question, which has carried the acknowledgment."""
+    script = established(window)
+    script.writes(5)
+    script.sends("ACK 1 1 4096 +5")
+    script.machine.receive_packet(packet_of(f"ACK 1 6 {window} +1"), script.now)
+    script.machine.read(1)
+    script.writes(5)
+    script.sends("ACK 6 2 4096 +5")
+    return script
