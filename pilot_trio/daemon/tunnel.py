@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
-from itertools import count
 from typing import Any, Final
 
 import attrs
@@ -23,6 +22,7 @@ from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.daemon.state import NodeState, TunnelStatistics
 from pilot_trio.daemon.tunnel_log import TunnelLog
 from pilot_trio.daemon.tunnel_lookups import KeyAndRouteResolver, Lookups, NameResolver
+from pilot_trio.daemon.tunnel_pings import Pings
 from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import NoRoute
 from pilot_trio.net.network import Addr, DatagramSocket, Endpoint
@@ -33,11 +33,10 @@ from pilot_trio.proto.tunnel.errors import TunnelError
 from pilot_trio.proto.tunnel.machine import Received, RouteAnswer, TunnelMachine
 from pilot_trio.proto.tunnel.settings import TunnelSettings
 from pilot_trio.proto.tunnel.upkeep_packets import ping, pong
-from pilot_trio.wire.packet import ACK, Packet
+from pilot_trio.wire.packet import Packet
 
 RECEIVE_PAUSE: Final = 0.1  # seconds of rest after the operating system refused to receive
 DEFECT_PAUSE: Final = 1.0  # seconds until upkeep goes on after a defect in it
-PINGS_MAX: Final = 1024  # pings that wait for their answers
 
 _log = logging.getLogger("pilot_trio.tunnel")
 
@@ -94,8 +93,7 @@ class Tunnel:
         self._turn = Turn(self._settle)
         self._known_as: tuple[object, object] = (None, None)
         self._waiting: dict[int, trio.lowlevel.ParkingLot] = {}  # for a session, by node
-        self._pings: dict[int, tuple[int, trio.Event]] = {}  # {sequence number: (node, answered)}
-        self._ping_numbers = count(1)
+        self._pings = Pings(self.send)
         self._defects = 0
         self._counted = TunnelStatistics()
         self._stale = True  # something may have changed since `_counted` was filled
@@ -326,27 +324,17 @@ class Tunnel:
           NoRoute: the registry will not say where it is.
           TunnelError: it could not be asked.
         """
-        if len(self._pings) >= PINGS_MAX:
-            raise NoRoute("too many pings under way")
+        self._pings.check()
         await self.ensure(node)
-        seq = next(self._ping_numbers) & 0xFFFFFFFF
-        answered = trio.Event()
-        self._pings[seq] = (node, answered)
-        try:
-            sent_at = trio.current_time()
-            self.send(node, ping(self._state.node_id, node, 0, seq, payload))
-            await answered.wait()
-            return trio.current_time() - sent_at
-        finally:
-            del self._pings[seq]
+        return await self._pings.ask(self._state.node_id, node, payload)
 
     def _on_control(self, node: int, packet: Packet) -> None:
         answer = pong(packet, self._state.node_id)
         if answer is not None:
             with contextlib.suppress(TunnelError):  # then the answer is lost, as answers may be
                 self._machine.send(node, answer, trio.current_time())
-        elif packet.flags & ACK and (asked := self._pings.get(packet.seq)) is not None and asked[0] == node:
-            asked[1].set()
+        else:
+            self._pings.on_control(node, packet)
 
     # --- paths -------------------------------------------------------------------------------------------------------
 

@@ -229,7 +229,8 @@ class UDPSocket:
         suspicious = False  # segmentation failed just now: its fault, or the destination's?
         while at < end:
             to = batch[at][1]
-            pieces = _alike(batch, at) if self._segmentation and not suspicious else [batch[at][0]]
+            alone = at + 1 == end or not self._segmentation or suspicious
+            pieces = [batch[at][0]] if alone else _alike(batch, at)
             count = len(pieces)
             try:
                 self._send_alike(pieces, to)

@@ -27,8 +27,7 @@ AAD: Final = slice(4, 8)  # the sender's node id is what the tag covers besides 
 
 _PILA = struct.Struct("!4sI32s32s64s")
 _PILK = struct.Struct("!4sI32s")
-_PILS = struct.Struct("!4sI12s")
-assert _PILA.size == 136 and _PILK.size == 40 and _PILS.size == PILS_HEADER
+assert _PILA.size == 136 and _PILK.size == 40
 _AUTH_PREFIX: Final = b"auth"
 _NODE = struct.Struct("!I")
 
@@ -52,14 +51,6 @@ class KeyRequest(NamedTuple):
 
     node: int
     x25519: bytes
-
-
-class Sealed(NamedTuple):
-    """A sealed packet, not yet opened."""
-
-    node: int
-    nonce: bytes
-    ciphertext: bytes
 
 
 def signed_bytes(node: int, x25519: bytes) -> bytes:
@@ -91,16 +82,3 @@ def decode_key_request(data: bytes) -> KeyRequest:
         raise DecodeError(f"PILK of {len(data)} bytes, want {_PILK.size}")
     _, node, x25519 = _PILK.unpack_from(data)
     return KeyRequest(node, x25519)
-
-
-def decode_sealed(data: bytes) -> Sealed:
-    """Split a PILS datagram."""
-    if len(data) < PILS_HEADER + TAG_SIZE:
-        raise DecodeError(f"PILS of {len(data)} bytes, want at least {PILS_HEADER + TAG_SIZE}")
-    _, node, nonce = _PILS.unpack_from(data)
-    return Sealed(node, nonce, data[PILS_HEADER:])
-
-
-def sealed_header(node: int, nonce: bytes) -> bytes:
-    """Return what stands before the ciphertext of a PILS datagram."""
-    return _PILS.pack(PILS, node, nonce)
