@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
-from typing import NamedTuple
 
 from pilot_trio.crypto.aead import counter_of
 from pilot_trio.crypto.replay import Verdict
@@ -38,11 +37,6 @@ Received = tuple[int, Packet]
 _OVERHEAD = tunnel.PILS_HEADER + tunnel.TAG_SIZE  # bytes of a datagram that are not the packet
 
 
-class _Taken(NamedTuple):
-    packets: int
-    size: int  # bytes of packets, without what sealing adds
-
-
 class SealedPackets:
     """What the machine does with sealed packets."""
 
@@ -61,9 +55,11 @@ class SealedPackets:
         if peer is None or peer.session is None or not _is_settled(peer, peer.session, source, now):
             return 0
         opened = peer.session.open_run(batch, at)
-        if opened and (taken := self._take(peer, opened, now, received)).packets:
-            self._core.count_received(peer, taken.packets, taken.size + taken.packets * _OVERHEAD, now)
-            _note_direct_life(peer, now)
+        if opened:
+            taken, size = self._take(peer, opened, now, received)
+            if taken:
+                self._core.count_received(peer, taken, size + taken * _OVERHEAD, now)
+                _note_direct_life(peer, now)
         return len(opened)
 
     def receive(self, data: bytes, source: Addr, now: float, received: list[Received], *, relayed: bool) -> None:
@@ -90,7 +86,7 @@ class SealedPackets:
         if verdict is not Verdict.FRESH:
             self._replayed(peer, verdict, counter_of(data), now)
             return
-        if not self._take(peer, (packet,), now, received).packets:
+        if not self._take(peer, (packet,), now, received)[0]:
             return
         core.count_received(peer, 1, len(packet) if relayed else len(data), now)
         if session.peer_x25519 is not peer.proven_x25519:
@@ -102,8 +98,8 @@ class SealedPackets:
         else:
             _note_direct_life(peer, now)
 
-    def _take(self, peer: Peer, opened: Sequence[bytes], now: float, received: list[Received]) -> _Taken:
-        """Read packets that the peer's session has opened, and hand them on."""
+    def _take(self, peer: Peer, opened: Sequence[bytes], now: float, received: list[Received]) -> tuple[int, int]:
+        """Read packets that the peer's session has opened, and hand them on; return how many are genuine, and their bytes."""
         decode, node, before, last = packets.decode, peer.node, len(received), None
         refused = refused_size = 0
         for raw in opened:
@@ -125,7 +121,7 @@ class SealedPackets:
                 self._core.events.append(ControlArrived(node, packet))
         if len(received) > before:
             peer.used_at = now
-        return _Taken(len(opened) - refused, sum(map(len, opened)) - refused_size)
+        return len(opened) - refused, sum(map(len, opened)) - refused_size
 
     def _refuse(self, peer: Peer, drop: Drop, detail: int = 0) -> None:
         self._core.drop(drop)
