@@ -113,6 +113,8 @@ class Paths:
         """Find out whether the direct path of a relayed peer works by now; called when `peer.upgrade_at` has come."""
         peer.upgrade_at = now + UPGRADE_INTERVAL
         if peer.session is not None and not peer.upgrade_probes:
+            if peer.route.address is not None and not peer.route.hidden:
+                self.start_upgrade(peer, peer.route.address, now)  # the registry may take its time, or be away
             fresh = not peer.route.hidden and now >= peer.resolved_at + UPGRADE_RESOLVE_GAP
             peer.resolved_at = now if fresh else peer.resolved_at
             self._core.events.append(RouteNeeded(peer.node, fresh=fresh))
@@ -124,7 +126,9 @@ class Paths:
         The registry may not have heard yet that the peer has moved, and the peer may have moved since it was last heard, so
         both endpoints are tried.
         """
-        if peer.session is None or peer.upgrade_probes:
+        if peer.session is None:
+            return
+        if peer.upgrade_probes and to in peer.upgrade_to:
             return
         peer.route.pinned = False
         endpoints = {to: None} if peer.route.address is None else {to: None, peer.route.address: None}

@@ -303,6 +303,19 @@ def test_an_upgrade_tries_what_the_registry_says_and_what_was_proven_last(stale:
     assert not net[2].machine.is_relayed(1)
 
 
+def test_an_upgrade_does_not_need_the_registry() -> None:
+    net = Net(answers=True, beacon=True)
+    net.connect()
+    in_use(net, (1, 2))
+    for one, two in ((1, 2), (2, 1)):
+        core = net[one].machine._core
+        core.turn_to_relay(core.peers[two], "test", pin=True)
+    net._answer = lambda node, event: None  # type: ignore[method-assign]  # and nobody is asked anything
+    net.advance(2 * UPGRADE_INTERVAL)
+    assert not net[1].machine.is_relayed(2)
+    assert not net[2].machine.is_relayed(1)
+
+
 def test_an_upgrade_in_one_direction_turns_both_back() -> None:
     net = Net(answers=True, beacon=True)
     net.connect()
