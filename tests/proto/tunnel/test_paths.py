@@ -130,11 +130,12 @@ def test_no_deadline_is_missed(steps: list[tuple[str, float]]) -> None:
 # --- doubt ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_peer_whose_path_has_died_is_reached_by_relay_within_seconds() -> None:
+@pytest.mark.parametrize("quiet", [1.0, 7.0])
+def test_a_peer_whose_path_has_died_is_reached_by_relay_within_seconds(quiet: float) -> None:
     net = Net(answers=True, beacon=True)
     net.connect()
     in_use(net, (1, 2))
-    net.advance(7)
+    net.advance(quiet)
     net.filter = lambda source, to, data: BEACON in (source, to)
     net.send(1, 2, b"lost")
     net.advance(4)
