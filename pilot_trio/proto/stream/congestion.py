@@ -1,18 +1,26 @@
-"""How much may be in flight, and how fast it may leave: a model of the path (after BBR, draft-cardwell-iccrg-bbr).
+"""How much may be in flight, and how fast it may leave: a window that tells losses by what the queue says.
 
 A window that halves at every lost segment cannot fill a path that loses one in a hundred at random: 1152 bytes per 40 ms
-round trip come to 0.35 MiB/s. This controller measures instead: the rate at which data is delivered, and the round trip
-without queues; their product is what the path holds. Losses slow it down only when they are so many that they are its
-own doing (`LOSS_TOO_HIGH`), or when nothing comes back at all.
+round trip come to 0.35 MiB/s. One that follows the rate of delivery whatever is lost (BBR) fills it, and leaves nothing to a
+neighbour that does halve. So this one asks first whether there is a queue: whether even the shortest round trip of late was
+longer than the path needs.
+
+- No queue: the path holds more. The window doubles at the start, and after that grows by a step that doubles each round
+  trip. Losses are the path's own, unless they are many more than usual: then a queue too short to be seen runs over.
+- A queue: the window grows by a constant step, and a loss means that the queue is full: the window shrinks, once per two
+  round trips. That is additive increase and multiplicative decrease, at which streams of our kind come to equal shares,
+  and one of the original's (`spec/transport.md` §5.1) keeps a share.
+
+What the path needs is the shortest round trip of late, which nobody can see while a queue stands for long. So a stream that
+has not seen it for `DRAIN_EVERY` shrinks its window for a moment. Streams that share a queue do so together: they saw it
+empty for the last time together.
 
 `cwnd` and `ssthresh` are in bytes, as RFC 5681 has them; `pacing_rate` is bytes per second.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from enum import Enum
-from math import inf
+from math import inf, sqrt
 from typing import Final
 
 from pilot_trio.proto.stream.rtt import RttEstimator
@@ -20,65 +28,64 @@ from pilot_trio.proto.stream.send_queue import Run
 from pilot_trio.proto.stream.settings import SEGMENT
 
 CWND_INITIAL: Final = 40_960  # bytes; the reference's initial window, protocol §5.1
-CWND_MIN: Final = 16 * SEGMENT  # bytes; enough that a lost segment is noticed by the ones after it
+CWND_MIN: Final = 4 * SEGMENT  # bytes; enough that a lost segment is noticed by the ones after it
 CWND_MAX: Final = 8 << 20  # bytes; more than the receive window of our own kind
+CWND_NEAR: Final = 512 * SEGMENT  # bytes; on paths of microseconds, where the round trip is the time that daemons take
 SSTHRESH_INITIAL: Final = 524_288  # bytes; shown to clients until a loss lowers it, protocol §5.1
-STARTUP_GAIN: Final = 2.885  # 2/ln 2: doubles the rate every round trip
-CWND_GAIN: Final = 2.0  # times what the path holds: room for delayed and joined acknowledgments
-PROBE_GAINS: Final = (1.25, 0.75, *6 * (1.0,))  # of the rate, a round trip each: ask for more, give back, cruise
-RATE_ROUNDS: Final = 10  # round trips over which the best delivery rate counts
-FULL_GROWTH: Final = 1.25  # growth of the rate below which the path is taken for full
-FULL_ROUNDS: Final = 3  # round trips without that growth that end the start-up
-LOSS_TOO_HIGH: Final = 0.2  # share of the segments judged together; random loss is below, an overrun buffer above
-LOSS_QUEUED: Final = 0.02  # the same while the round trip is longer than it has to be: then it is likely a full buffer
-QUEUED: Final = 1.25  # times the shortest round trip from which there is a queue
+QUEUED: Final = 1.15  # times the shortest round trip from which there is a queue
+QUEUED_LEAST: Final = 0.001  # seconds beyond it below which no queue is believed in; loops turn no faster
+SHORT: Final = 0.004  # seconds of queue that do not end quick growth: daemons take as long
+GROWTH: Final = 0.25  # of what arrived: the largest step while there is no queue
+GROWTH_QUEUED: Final = SEGMENT  # bytes per round trip; the original's 4096 do with a half what this does with `BACKOFF`
+BACKOFF: Final = 0.7  # what is left of the window after a loss that counts
+BACKOFF_ROUNDS: Final = 2  # round trips after it in which none counts: they tell of the same full queue
+USED: Final = 0.75  # share of the window that has to be in use for it to grow
 LOSS_SAMPLE: Final = 40  # segments judged together at least; a share of fewer says little
-LOSS_BACKOFF: Final = 0.7  # what is left of the estimated rate after a round trip above it
+LOSS_PART: Final = 2  # divides the window: so many of its segments are judged together; losses are found in heaps
+LOSS_EXCESS: Final = 0.05  # share of segments lost, beyond twice the usual, that means a full queue though none is seen
+LOSS_NOISE: Final = 0.5  # over the root of the segments judged: what chance alone adds to that share
+LOSS_USUAL_MAX: Final = 0.1  # share; a path that is said to lose more is overrun
+DRAIN_EVERY: Final = 5.0  # seconds without a round trip near the shortest one; well within its memory of 10 to 20
+NEAR: Final = 0.0003  # seconds beyond the shortest round trip that still count as seeing it
+DRAIN_HOLD: Final = 0.1  # seconds, or two round trips if that is longer, for which the window stays small
 BURST: Final = 48 * SEGMENT  # bytes that may leave at once: one batch of datagrams; smaller bursts cost wake-ups
 ROUND_MIN: Final = 0.001  # seconds; the shortest round trip believed, timers being no finer
 PACED_FROM: Final = 0.002  # seconds of round trip; below, acknowledgments set the pace better than timers do
+PACE: Final = 1.2  # windows per round trip; more than one, so that the window is what limits
+PACE_START: Final = 2.0  # the same while the window doubles
 TIMER_LATE: Final = 0.002  # seconds that a timer may be late; what should have left meanwhile leaves with it
-
-
-class Phase(Enum):
-    """What the controller is doing."""
-
-    STARTUP = "startup"
-    DRAIN = "drain"
-    PROBE = "probe"
 
 
 class Congestion:
     """One connection's controller. Pure: time comes in."""
 
     __slots__ = (
-        "_best_rates", "_credit", "_credit_at", "_delivered", "_delivered_at", "_first_sent_at", "_full_rate",
-        "_full_rounds", "_probe_index", "_probe_until", "_round", "_round_end", "_round_lost", "_round_sent",
-        "cwnd", "held_by_path", "pacing_rate", "phase", "ssthresh",
+        "_calm_rounds", "_credit", "_credit_at", "_delivered", "_drain_until", "_full_cwnd", "_is_used", "_judged", "_lost",
+        "_min_rtt", "_near_at", "_round_end", "_round_trip", "_start_until", "_step", "_trip", "_usual_loss", "cwnd",
+        "held_by_path", "pacing_rate", "ssthresh",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
-        self.phase = Phase.STARTUP
         self.cwnd = CWND_INITIAL
         self.ssthresh = SSTHRESH_INITIAL
         self.pacing_rate = inf
         self.held_by_path = 0  # bytes of the window that are on the path, rather than in buffers before it
+        self._start_until = CWND_MAX  # bytes; below, the window doubles
         self._delivered = 0  # bytes acknowledged, cumulatively or selectively
-        self._delivered_at = self._first_sent_at = now
-        self._best_rates: deque[tuple[int, float]] = deque()  # (round, bytes/s), rates falling
-        self._round = self._round_end = 0  # round trips, and the delivered count that ends the current one
-        self._round_sent = self._round_lost = 0  # segments, since they were last judged
-        self._full_rate = 0.0
-        self._full_rounds = 0
-        self._probe_index = 0
-        self._probe_until = now
+        self._round_end = 0  # delivered count that ends the round trip
+        self._judged = self._lost = 0  # segments that arrived, and that were lost, since their share was last judged
+        self._round_trip = inf  # seconds; shortest of this round so far
+        self._trip = 0.0  # seconds; shortest of the last round
+        self._min_rtt = inf
+        self._near_at = now  # when a round trip near the shortest one was last seen
+        self._step = GROWTH_QUEUED  # bytes that the window grows by in this round trip
+        self._is_used = False  # the window, in this round trip
+        self._drain_until = inf  # the window is small until then; inf: it is not
+        self._full_cwnd = 0  # what it becomes again
+        self._calm_rounds = 0  # still to come in which no loss counts
+        self._usual_loss = 0.0
         self._credit = float(BURST)
         self._credit_at = now
-
-    @property
-    def rate(self) -> float:
-        """Best delivery rate of the last round trips, bytes per second; 0 while there is none."""
-        return self._best_rates[0][1] if self._best_rates else 0.0
 
     # --- pacing ------------------------------------------------------------------------------------------------------
 
@@ -94,107 +101,121 @@ class Congestion:
     def allows_at(self, now: float) -> float:
         """Return when to ask again after `allowance` was less than a segment."""
         # Waking for a single segment costs more than it spreads; a quarter of a burst is one batch.
-        return now + (BURST / 4 - self._credit) / self.pacing_rate
+        batch = max(SEGMENT, min(BURST, self.cwnd) / 4)
+        return now + (batch - self._credit) / self.pacing_rate
 
-    def on_sent(self, run: Run, in_flight: int, now: float, *, app_limited: bool) -> None:
-        """Note segments leaving together, and with them what their acknowledgment will be measured against."""
+    def on_sent(self, run: Run) -> None:
+        """Note segments leaving together, and with them what tells when their round trip is over."""
         if self.pacing_rate < inf:
             self._credit -= run.size
-        self._round_sent += run.segments
-        if not in_flight:
-            self._first_sent_at = self._delivered_at = now
         run.delivered = self._delivered
-        run.delivered_at = self._delivered_at
-        run.first_sent_at = self._first_sent_at
-        run.app_limited = app_limited
 
     # --- what came back ----------------------------------------------------------------------------------------------
 
     def on_arrived(self, arrived: list[Run], in_flight: int, rtt: RttEstimator, now: float) -> None:
-        """Set window and rate from the model after segments became known to have arrived, one at least."""
-        newest = arrived[0]
+        """Set window and rate after segments became known to have arrived, one at least; `in_flight` is without them."""
+        newest, size = arrived[0], 0
         for run in arrived:
-            self._delivered += run.size
+            size += run.size
             if run.sent_at >= newest.sent_at:
                 newest = run
-        self._delivered_at = now
-        self._first_sent_at = newest.sent_at
-        if newest.delivered >= self._round_end:
-            self._end_round(rtt, app_limited=newest.app_limited)
-        interval = max(newest.sent_at - newest.first_sent_at, now - newest.delivered_at)
-        if interval > 0:
-            self._note_rate((self._delivered - newest.delivered) / interval, app_limited=newest.app_limited)
-        if self._best_rates and rtt.min_rtt < inf:
-            self._follow_model(in_flight, rtt, now)
-
-    def _note_rate(self, rate: float, *, app_limited: bool) -> None:
-        """Keep the best rates of the last rounds. A sender with nothing to send proves no path slow."""
-        rates = self._best_rates
-        if app_limited and rate < self.rate:
+        self._delivered += size
+        if rtt.min_rtt == inf:
             return
-        while rates and rates[-1][1] <= rate:
-            rates.pop()
-        rates.append((self._round, rate))
-        while rates[0][0] < self._round - RATE_ROUNDS:
-            rates.popleft()
+        self._min_rtt = rtt.min_rtt
+        if newest.transmissions == 1:
+            self._note_round_trip(now - newest.sent_at, now)
+        if newest.delivered >= self._round_end:
+            self._end_round(now)
+        if self._drain_until < inf:
+            if now >= self._drain_until:
+                self._drain_until, self._near_at = inf, now
+                self.cwnd = max(self.cwnd, self._full_cwnd)
+        elif in_flight + size >= USED * self.cwnd:
+            self._is_used = True
+            if now - self._near_at > DRAIN_EVERY and rtt.min_rtt >= PACED_FROM:
+                self._drain_until, self._full_cwnd = now + max(DRAIN_HOLD, 2 * rtt.srtt), self.cwnd
+                self.cwnd = CWND_MIN
+            else:
+                self._grow(size)
+        self._set_pace(rtt)
 
-    def _follow_model(self, in_flight: int, rtt: RttEstimator, now: float) -> None:
-        round_trip = max(rtt.min_rtt, ROUND_MIN)
-        capacity = self.rate * round_trip
-        rate_gain, window_gain = self._gains(in_flight, capacity, round_trip, now)
-        # A stream that had little to send knows little of the path: it may always send its first window in a round trip.
-        least_rate = (CWND_INITIAL if self.phase is Phase.STARTUP else CWND_MIN) / max(rtt.srtt, ROUND_MIN)
-        self.pacing_rate = inf if rtt.min_rtt < PACED_FROM else max(rate_gain * self.rate, least_rate)
-        target = int(window_gain * capacity) + BURST
-        grown = self.cwnd * 2 if self.phase is Phase.STARTUP else self.cwnd + SEGMENT * 8
-        self.cwnd = max(CWND_MIN, min(CWND_MAX, target, max(grown, CWND_INITIAL)))
-        # What is out on a path of microseconds is in a socket's buffer, whatever the product of rate and time says.
-        self.held_by_path = 0 if rtt.min_rtt < PACED_FROM else min(self.cwnd, int(window_gain * capacity))
+    def _note_round_trip(self, sample: float, now: float) -> None:
+        self._round_trip = min(self._round_trip, sample)
+        if sample <= self._min_rtt + NEAR:
+            self._near_at = now
 
-    def _gains(self, in_flight: int, capacity: float, round_trip: float, now: float) -> tuple[float, float]:
-        """Advance the phase; return the gains of pacing rate and window."""
-        if self.phase is Phase.STARTUP and self._full_rounds >= FULL_ROUNDS:
-            self.phase = Phase.DRAIN
-        if self.phase is Phase.DRAIN and in_flight <= capacity:
-            self.phase, self._probe_index, self._probe_until = Phase.PROBE, 2, now + round_trip
-        if self.phase is Phase.STARTUP:
-            return STARTUP_GAIN, STARTUP_GAIN
-        if self.phase is Phase.DRAIN:
-            return 1 / STARTUP_GAIN, STARTUP_GAIN
-        if now >= self._probe_until:
-            self._probe_index = (self._probe_index + 1) % len(PROBE_GAINS)
-            self._probe_until = now + round_trip
-        gain = PROBE_GAINS[self._probe_index]
-        # Giving back includes what piled up before: else streams that share a path learn its length with all their queues.
-        return gain, CWND_GAIN if gain >= 1 else 1.0
+    @property
+    def _recent_trip(self) -> float:
+        """Shortest round trip of late: of this round, or of the last one if that was longer."""
+        return self._trip if self._round_trip == inf else max(self._trip, self._round_trip)
 
-    def _end_round(self, rtt: RttEstimator, *, app_limited: bool) -> None:
-        self._round += 1
+    @property
+    def _is_queued(self) -> bool:
+        return self._recent_trip > QUEUED * self._min_rtt + QUEUED_LEAST
+
+    def _grow(self, size: int) -> None:
+        trip, shortest = self._recent_trip, self._min_rtt
+        is_near = shortest < PACED_FROM
+        queued = trip > max(QUEUED * shortest, shortest + SHORT) and not is_near
+        if queued and self.cwnd < self._start_until == CWND_MAX:
+            self._start_until = self.cwnd
+        if self.cwnd < self._start_until:
+            self.cwnd += size
+        else:
+            if queued:
+                self._step = GROWTH_QUEUED
+            self.cwnd += max(1, int(min(self._step * size / self.cwnd, size * GROWTH)))
+        self.cwnd = min(CWND_NEAR if is_near else CWND_MAX, self.cwnd)
+
+    def _set_pace(self, rtt: RttEstimator) -> None:
+        if rtt.min_rtt < PACED_FROM:
+            # What is out on a path of microseconds is in a socket's buffer.
+            self.pacing_rate, self.held_by_path = inf, 0
+            return
+        gain = PACE_START if self.cwnd < self._start_until else PACE
+        self.pacing_rate = gain * self.cwnd / max(rtt.srtt, ROUND_MIN)
+        self.held_by_path = self.cwnd
+
+    def _end_round(self, now: float) -> None:
+        if not self._is_used:
+            self._near_at = now  # a stream that does not fill its window makes no queue
+        else:
+            self._step = min(CWND_MAX, 2 * self._step)
+        self._is_used = False
+        self._judged += (self._delivered - self._round_end) // SEGMENT
         self._round_end = self._delivered
-        if self.rate >= self._full_rate * FULL_GROWTH:
-            self._full_rate, self._full_rounds = self.rate, 0
-        elif not app_limited:
-            self._full_rounds += 1
-        if self._round_sent >= LOSS_SAMPLE:
-            queued = rtt.srtt > QUEUED * max(rtt.min_rtt, ROUND_MIN)
-            if self._round_lost > (LOSS_QUEUED if queued else LOSS_TOO_HIGH) * self._round_sent:
-                self._slow_down()
-            self._round_sent = self._round_lost = 0
-
-    def _slow_down(self) -> None:
-        reduced = self.rate * LOSS_BACKOFF
-        self._best_rates.clear()
-        if reduced > 0:
-            self._best_rates.append((self._round, reduced))
-        self._full_rounds = FULL_ROUNDS
-        self.ssthresh = max(CWND_MIN, self.cwnd // 2)
-        self.cwnd = max(CWND_MIN, int(self.cwnd * LOSS_BACKOFF))
+        if self._round_trip < inf:
+            self._trip, self._round_trip = self._round_trip, inf
+        self._calm_rounds = max(0, self._calm_rounds - 1)
+        judged = self._judged + self._lost
+        if judged < max(LOSS_SAMPLE, self.cwnd // (LOSS_PART * SEGMENT)):
+            return
+        share = self._lost / judged
+        self._judged = self._lost = 0
+        if share > 2 * self._usual_loss + LOSS_EXCESS + LOSS_NOISE / sqrt(judged) and not self._calm_rounds:
+            self._back_off()
+        else:
+            self._usual_loss += (min(share, LOSS_USUAL_MAX) - self._usual_loss) / 8
 
     def on_lost(self, count: int) -> None:
         """Note segments taken for lost; a negative count takes some back that had arrived after all."""
-        self._round_lost = max(0, self._round_lost + count)
+        self._lost = max(0, self._lost + count)
+        if count > 0 and not self._calm_rounds and self._is_queued:
+            self._back_off()
+
+    def _back_off(self) -> None:
+        # Doubling overshoots by up to as much as the path holds.
+        reduced = self.cwnd // 2 if self.cwnd < self._start_until else int(self.cwnd * BACKOFF)
+        self._calm_rounds, self._step = BACKOFF_ROUNDS, GROWTH_QUEUED
+        self.cwnd = self.ssthresh = self._start_until = max(CWND_MIN, reduced)
+        self._full_cwnd = int(self._full_cwnd * BACKOFF)
 
     def on_timeout(self) -> None:
-        """Nothing comes back: start over with a small window, keep what is known of the path."""
-        self.ssthresh = max(CWND_MIN, self.cwnd // 2)
+        """Nothing comes back: start over with a small window."""
+        if self._is_queued:
+            self.ssthresh = self._start_until = max(CWND_MIN, self.cwnd // 2)
+        else:
+            self._start_until = max(self._start_until, self.cwnd)
         self.cwnd = CWND_MIN
+        self._full_cwnd = 0

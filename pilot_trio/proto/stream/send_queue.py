@@ -34,7 +34,7 @@ class Run:
     """Segments that follow each other and have had the same fate so far. All but the last are full."""
 
     __slots__ = (
-        "_data", "_offset", "app_limited", "arrived", "delivered", "delivered_at", "end", "first_sent_at", "lost",
+        "_data", "_offset", "arrived", "delivered", "end", "lost",
         "segments", "sent_at", "short", "size", "start", "transmissions",
     )  # fmt: skip
 
@@ -50,10 +50,7 @@ class Run:
         self.transmissions = 0
         self.arrived = False  # acknowledged, cumulatively or selectively
         self.lost = False  # taken for lost, and not sent again yet
-        # What the controller of the rate knew when this left.
-        self.delivered = 0
-        self.delivered_at = self.first_sent_at = 0.0
-        self.app_limited = False
+        self.delivered = 0  # bytes that had arrived when this left; tells when its round trip is over
 
     @property
     def data(self) -> bytes:
@@ -70,8 +67,7 @@ class Run:
         rest.segments, rest.short = self.segments - segments, self.short
         rest.sent_at, rest.transmissions = self.sent_at, self.transmissions
         rest.arrived, rest.lost = self.arrived, self.lost
-        rest.delivered, rest.delivered_at = self.delivered, self.delivered_at
-        rest.first_sent_at, rest.app_limited = self.first_sent_at, self.app_limited
+        rest.delivered = self.delivered
         self.end, self.size, self.segments, self.short = rest.start, kept, segments, False
         return rest
 

@@ -180,6 +180,7 @@ class Sender:
             spurious = queue.note_arrivals(arrived, self.rtt.min_rtt, now)
             if spurious:
                 self.congestion.on_lost(-spurious)
+            self._budget.on_arrived(self._counted_flight - queue.in_flight)
             self.congestion.on_arrived(arrived, queue.in_flight, self.rtt, now)
             self._detect_losses(now)
         self._arm_retransmission(now)
@@ -190,6 +191,7 @@ class Sender:
         if lost:
             self.fast_retransmits += lost
             self.congestion.on_lost(lost)
+            self._budget.on_lost(now)
 
     def _count(self) -> None:
         """Keep this stream's part of the sums over all streams to the peer."""
@@ -258,10 +260,8 @@ class Sender:
         return min(self.snd_wnd - HEADROOM, REFERENCE_FLIGHT_MAX)
 
     def _note_sent(self, run: Run, now: float) -> None:
-        queue = self.queue
-        app_limited = not self.outgoing and not queue.lost_count
-        self.congestion.on_sent(run, queue.in_flight, now, app_limited=app_limited)
-        queue.sent(run, now)
+        self.congestion.on_sent(run)
+        self.queue.sent(run, now)
 
     # --- the closed window -------------------------------------------------------------------------------------------
 
