@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pilot_trio.proto.stream.connection import Event, State
+from pilot_trio.proto.stream.connection import Connection, Event, State
+from pilot_trio.wire.packet import FIN
 
 from .segment_script import Script, accepted, closed_by_peer, closed_by_us, dialling, established, packet_of
 
@@ -145,6 +146,37 @@ def test_what_fills_the_gap_in_time_makes_the_end_a_clean_one() -> None:
     script.happened(Event.READABLE, Event.END_OF_STREAM)
     script.until(60.0)
     script.happened(Event.CLOSED)
+
+
+def test_a_peer_may_begin_anywhere_and_its_numbers_wrap() -> None:
+    script = Script(Connection.accepting(packet_of("SYN 4294967285 0 512"), 0.0))
+    script.pump()
+    script.sends("SYN|ACK 0 4294967286 4096")
+    script.gets("ACK 10 1 512 +10")  # the wrap is in the gap before it
+    script.sends("ACK 1 4294967286 4096 [10-20]")
+    script.gets("ACK 4294967286 1 512 +20")
+    script.sends("ACK 1 20 4094")
+    script.gets("FIN 25 0 0")
+    script.sends("ACK 1 20 4094")
+    assert script.machine.holds_peer_fin
+    script.gets("ACK 20 1 512 +5")
+    script.sends("FIN|ACK 1 26 0")
+    script.happened(Event.READABLE, Event.END_OF_STREAM)
+    assert script.reads() == bytes(35)
+
+
+def test_a_peer_that_answers_and_never_makes_room_is_given_up_some_day() -> None:
+    script = established()
+    script.gets("ACK 1 1 0")
+    script.writes(5000)
+    script.closes()
+    while script.machine.state is not State.CLOSED:
+        assert script.now < 300
+        script.until(script.now + 1)
+        script.gets("ACK 1 1 0")
+    script.until(1000.0)
+    assert script.machine.next_deadline() == float("inf")
+    assert any(packet.flags & FIN for _, packet in script._out)
 
 
 def test_our_close_is_answered_twice() -> None:

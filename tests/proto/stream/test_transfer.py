@@ -318,6 +318,13 @@ def test_sequence_numbers_wrap() -> None:
     data = data_of(100_000)
     assert link.transfer(data, 60) == data
     assert link.a._sender.snd_nxt > 1 << 32
+    link.a.write(b"the last ones")
+    link.a.close(link.now)
+    link.pump(0)
+    link.settle(300)
+    assert link.b.read(100) == b"the last ones"
+    assert link.a.state is link.b.state is State.CLOSED
+    assert Event.TRUNCATED not in link.events[1]
 
 
 @given(
