@@ -11,8 +11,9 @@ import trio
 from pilot_trio.address import Port
 from pilot_trio.config import StreamLimits
 from pilot_trio.daemon.events import EventBus
+from pilot_trio.daemon.port_listener import PortListener
 from pilot_trio.daemon.state import NodeState
-from pilot_trio.daemon.streams import PortListener, StreamTable
+from pilot_trio.daemon.streams import StreamTable
 from pilot_trio.errors import DialRefused
 from pilot_trio.proto.admission import ReplyWindow, SynLimits
 from pilot_trio.proto.tunnel.errors import TunnelError

@@ -21,9 +21,11 @@ from pilot_trio.daemon.admission import Admission, CheckTrust, TrustGate
 from pilot_trio.daemon.connection import Connection, ConnState
 from pilot_trio.daemon.dialling import KEY_WAIT, Dial, Paths, Resolver
 from pilot_trio.daemon.events import EventBus
+from pilot_trio.daemon.packet_run import PacketRun
+from pilot_trio.daemon.port_listener import PortListener
 from pilot_trio.daemon.remote_stream import RemoteConnection
 from pilot_trio.daemon.state import NodeState
-from pilot_trio.daemon.streams import Carrier, Opened, PortListener, StreamTable
+from pilot_trio.daemon.streams import Carrier, Opened, StreamTable
 from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import DialCancelled, DialError, DialTimeout, PilotError
 from pilot_trio.net.timers import Timers
@@ -237,7 +239,7 @@ class TunnelCarrier(Carrier):
     def receive(self, batch: Iterable[tuple[int, Packet]]) -> None:
         """Work in the packets of one read of the socket, all of them authenticated."""
         with self.turn:
-            run = _Run(trio.current_time())
+            run = PacketRun(trio.current_time())
             for node, packet in batch:
                 if run.takes(packet):
                     continue
@@ -248,7 +250,7 @@ class TunnelCarrier(Carrier):
                     self._on_datagram(node, packet)
             run.finish()
 
-    def _on_stream_packet(self, node: int, packet: Packet, run: _Run) -> None:
+    def _on_stream_packet(self, node: int, packet: Packet, run: PacketRun) -> None:
         key = (packet.destination_port, packet.source, packet.source_port)
         connection = self._connections.get(key)
         if packet.flags & (SYN | ACK) == SYN and (connection is None or _gives_way(connection)):
@@ -338,10 +340,19 @@ class TunnelCarrier(Carrier):
                     ready.update(touched)
                     for connection in touched:
                         if connection.has_news:
-                            connection.deliver_events()
+                            self._tell(connection)
                 now = trio.current_time()
                 for connection in ready:
                     self._advance(connection, now)
+
+    def _tell(self, connection: RemoteConnection) -> None:
+        try:
+            connection.deliver_events()
+        except Exception:
+            # The border of one stream: a defect of whoever takes its data is no reason to hold up the others.
+            _log.exception("stream reset", extra={"kv": {"conn_id": connection.conn_id}})
+            connection.detach()
+            connection.reset()
 
     def _send_datagrams(self) -> None:
         waiting, self._datagrams = self._datagrams, {}
@@ -372,7 +383,7 @@ class TunnelCarrier(Carrier):
             # A segment has a number and is sent again; what ends a dial ends it by its own clock.
             _log.debug("packet not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
         if connection.has_news:
-            connection.deliver_events()
+            self._tell(connection)
         if machine.state is MachineState.CLOSED:
             self._forget(connection)
         else:
@@ -397,45 +408,6 @@ class TunnelCarrier(Carrier):
 
     def _follow(self, connection: Connection, old: ConnState) -> None:
         self._table.follow(connection, old)
-
-
-class _Run:
-    """Packets that arrive one after the other for one connection; it gets them together."""
-
-    __slots__ = ("_connection", "_now", "_packets", "_source", "_source_port", "_to")
-
-    def __init__(self, now: float) -> None:
-        self._now = now
-        self._connection: RemoteConnection | None = None
-        self._packets: list[Packet] = []
-        self._source: Address | None = None
-        self._source_port = self._to = 0
-
-    def start(self, connection: RemoteConnection, packet: Packet) -> None:
-        """Begin with a packet of a connection."""
-        self._connection = connection
-        self._packets = [packet]
-        self._source, self._source_port, self._to = packet.source, packet.source_port, packet.destination_port
-
-    def takes(self, packet: Packet) -> bool:
-        """Take a packet, if it is a stream's, goes on where the run is, and has no flag that may end or begin anything."""
-        if (
-            packet.source_port == self._source_port
-            and packet.destination_port == self._to
-            and packet.flags == ACK
-            and packet.protocol == STREAM
-            and packet.source == self._source
-        ):
-            self._packets.append(packet)
-            return True
-        return False
-
-    def finish(self) -> None:
-        """Hand over what there is."""
-        connection, self._connection = self._connection, None
-        self._source = None
-        if connection is not None:
-            connection.machine.receive_packets(self._packets, self._now)
 
 
 def _key(connection: Connection) -> _Key:

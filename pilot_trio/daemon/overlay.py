@@ -15,7 +15,8 @@ import trio
 
 from pilot_trio.address import Address, SocketAddress
 from pilot_trio.daemon.connection import Connection
-from pilot_trio.daemon.streams import PortListener, StreamTable
+from pilot_trio.daemon.port_listener import PortListener
+from pilot_trio.daemon.streams import StreamTable
 
 RECEIVE_DEFAULT: Final = 65_536  # bytes returned at most where the caller names no limit
 

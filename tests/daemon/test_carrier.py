@@ -184,6 +184,30 @@ async def test_a_cancelled_dial_leaves_nothing_and_sends_nothing_more(autojump_c
         assert len(wire.sent) == before
 
 
+async def test_a_defect_of_whoever_takes_the_data_costs_its_stream_and_no_other(
+    autojump_clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with joined() as (one, two, _):
+        stream, accepted = await pair(one, two)
+        other, other_accepted = await pair(one, two, 5001)
+        (bad, *_) = two.carrier._connections.values()
+
+        def consume() -> None:
+            if bad.settled:
+                return
+            raise ZeroDivisionError("a bug")
+
+        bad.attach(consume)
+        with one.carrier.turn:
+            await stream.send_all(b"x")
+            await other.send_all(b"y")
+        assert await other_accepted.receive_some() == b"y"
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+        assert "stream reset" in caplog.text
+        assert accepted is not None
+
+
 class TestDialsWithoutATask:
     """`begin`, for nodes that are in contact."""
 

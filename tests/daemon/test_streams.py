@@ -16,7 +16,8 @@ from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.config import StreamLimits
 from pilot_trio.daemon.connection import Connection, ConnState
 from pilot_trio.daemon.local_stream import LOCAL_BUFFER_MAX
-from pilot_trio.daemon.streams import ACCEPT_BACKLOG_MAX, FINISHED_LOCAL_ROWS_MAX, NoTunnel, PortListener, StreamTable
+from pilot_trio.daemon.port_listener import ACCEPT_BACKLOG_MAX, PortListener
+from pilot_trio.daemon.streams import FINISHED_LOCAL_ROWS_MAX, NoTunnel, StreamTable
 from pilot_trio.errors import DialRefused, NoRoute, PortInUse, PortNotAllowed, PortsExhausted
 from pilot_trio.proto.ports import EPHEMERAL_COUNT, PortTable
 from tests.daemon.stream_fakes import OTHER, OWN, SELF, UNKNOWN, FakeNode, FakeResolver, make_state, make_table

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from pilot_trio.config import RendezvousConfig
-from pilot_trio.daemon.streams import PortListener
+from pilot_trio.daemon.port_listener import PortListener
 from pilot_trio.errors import IPCClosedError
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.net.network import SystemNetwork

@@ -17,7 +17,8 @@ import trio
 from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.datagrams import Datagrams
 from pilot_trio.daemon.dispatch import Answer, Client, CommandTable, Lane, Later, Promise, Route
-from pilot_trio.daemon.streams import Attempt, PortListener, StreamTable
+from pilot_trio.daemon.port_listener import PortListener
+from pilot_trio.daemon.streams import Attempt, StreamTable
 from pilot_trio.errors import CommandError, DecodeError, DialCancelled, DialError, IPCClosedError
 from pilot_trio.wire import ipc
 from pilot_trio.wire.ipc import Code, Target
