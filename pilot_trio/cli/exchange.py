@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from pilot_trio.address import Address
 from pilot_trio.cli.ipc_client import ClientStream, DaemonGone, DaemonTimeout, IPCClient, deadline_in
 from pilot_trio.cli.output import CliError
-from pilot_trio.cli.session import DIAL_TIMEOUT, REQUEST_TIMEOUT, hint_for
+from pilot_trio.cli.session import DIAL_TIMEOUT, REQUEST_TIMEOUT, dial_hint
 from pilot_trio.errors import DaemonError
 from pilot_trio.wire import dataexchange as wire
 
@@ -44,7 +44,7 @@ def dial_service(
             passing = isinstance(exc, DaemonError) and any(text in reason for text in _FIRST_CONTACT_ERRORS)
             if again and passing and attempts == 1:
                 continue
-            hint = hint_for(reason) or f"check that {address} is reachable: pilot-trio ping {address}"
+            hint = dial_hint(reason, address, port)
             text = f"cannot connect to {address} ({_SERVICE[port]} port {port}): {reason}"
             raise CliError("connection_failed", text, hint) from exc
 

@@ -14,7 +14,7 @@ from pilot_trio.address import Address, NetworkId, NodeId, quote
 from pilot_trio.cli import config_file, runtime_file
 from pilot_trio.cli.ipc_client import DaemonGone, DaemonNotRunning, DaemonTimeout, IPCClient, deadline_in
 from pilot_trio.cli.output import CliError, Output
-from pilot_trio.errors import DaemonError, DecodeError, RegistryError, RegistryUnavailable
+from pilot_trio.errors import DaemonError, DecodeError, DialRefused, RegistryError, RegistryUnavailable
 from pilot_trio.paths import default_socket
 from pilot_trio.wire.ipc import Code
 
@@ -23,6 +23,8 @@ REQUEST_TIMEOUT: Final = 5.0  # seconds that a command waits for the daemon's an
 DIAL_TIMEOUT: Final = 30.0  # seconds for what crosses the network; the reference's clients wait as long
 DEFAULT_REGISTRY: Final = "34.71.57.205:9000"  # the public registry; protocol default
 DEFAULT_BEACON: Final = "34.71.57.205:9001"  # the public beacon; protocol default
+
+_SERVICE_PORTS: Final = frozenset({7, 444, 1001, 1002})  # a node has a service there, or was told to have none
 
 # What others must not learn from a pasted output (`spec/cli.md` §5.2).
 _ENDPOINT_KEYS: Final = frozenset({"endpoint", "real_addr", "lan_addrs", "public_addr", "stun_addr", "observed_addr"})
@@ -206,6 +208,16 @@ def hint_for(text: str) -> str:
     if "ephemeral ports exhausted" in text:
         return "no free local ports, close some connections"
     return ""
+
+
+def dial_hint(reason: str, address: Address, port: int) -> str:
+    """Return advice for a stream that could not be opened, by the reason that the daemon gives."""
+    if known := hint_for(reason):
+        return known
+    if reason == str(DialRefused()):
+        there = f"{address} answers, but nothing listens on its port {port}"
+        return there if port in _SERVICE_PORTS else f"{there}; on that node: pilot-trio recv {port}"
+    return f"check that {address} is reachable: pilot-trio ping {address}"
 
 
 def registry_hint(address: str) -> str:

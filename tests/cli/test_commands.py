@@ -272,7 +272,25 @@ def test_people_get_lines_and_tables(cli: Cli) -> None:
     assert cli("ping", "beta", "--count", "1").err == 'resolved "beta" → 0:0000.0000.0006\n'
 
 
-@pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize(
+    ("port", "reason", "hint"),
+    [
+        (
+            4444,
+            "connection refused",
+            f"{TARGET} answers, but nothing listens on its port 4444; on that node: pilot-trio recv 4444",
+        ),
+        (7, "connection refused", f"{TARGET} answers, but nothing listens on its port 7"),
+        (4444, "dial timeout", f"check that {TARGET} is reachable: pilot-trio ping {TARGET}"),
+        (4444, "tunnel: key exchange pending", "tunnel handshake in progress, retry in a few seconds"),
+    ],
+)
+def test_advice_goes_by_what_was_in_the_way(cli: Cli, daemon: FakeDaemon, port: int, reason: str, hint: str) -> None:
+    daemon.replies[Code.DIAL] = fails(reason)
+    assert cli("--json", "connect", "5", str(port), "--message", "x").error["hint"] == hint
+    assert cli("--json", "send", "5", str(port), "--data", "x").error["hint"] == hint
+
+
 def test_people_see_the_path_of_peers_and_connections_and_why(cli: Cli, daemon: FakeDaemon) -> None:
     peer = {"node_id": 6, "encrypted": True, "authenticated": True, "relay": True, "relay_reason": "direct path silent"}
     rows = [CONNECTION_ROW, {**CONNECTION_ROW, "remote_addr": TARGET}]
@@ -283,6 +301,7 @@ def test_people_see_the_path_of_peers_and_connections_and_why(cli: Cli, daemon: 
     assert cli("peers", "--all").out.splitlines()[-1].endswith("relay (direct path silent)")
 
 
+@pytest.mark.usefixtures("daemon")
 def test_trust_is_sorted_newest_first_and_filtered(cli: Cli) -> None:
     data = cli("--json", "trust").data
     assert [row["node_id"] for row in data["trusted"]] == [6, 7]

@@ -15,7 +15,7 @@ from pilot_trio.cli.framework import argument, command, count, switch, timeout
 from pilot_trio.cli.gate import check_target
 from pilot_trio.cli.ipc_client import ClientStream, DaemonGone, DaemonTimeout, IPCClient, deadline_in
 from pilot_trio.cli.output import EXIT_FAILURE, CliError, format_bytes
-from pilot_trio.cli.session import REQUEST_TIMEOUT, Session, hint_for
+from pilot_trio.cli.session import REQUEST_TIMEOUT, Session, dial_hint
 from pilot_trio.errors import DaemonError
 from pilot_trio.wire.ipc import Code
 
@@ -347,8 +347,7 @@ def _close(stream: ClientStream, deadline: float) -> None:
 
 def _cannot_connect(address: Address, port: int, exc: Exception) -> CliError:
     code = "timeout" if isinstance(exc, DaemonTimeout) else "connection_failed"
-    hint = hint_for(str(exc)) or f"check that {address} is reachable: pilot-trio ping {address}"
-    return CliError(code, f"cannot connect to {address} port {port}: {_text(exc)}", hint)
+    return CliError(code, f"cannot connect to {address} port {port}: {_text(exc)}", dial_hint(str(exc), address, port))
 
 
 def _text(exc: Exception) -> str:

@@ -23,7 +23,7 @@ from pilot_trio.cli.framework import (
 from pilot_trio.cli.gate import check_target
 from pilot_trio.cli.ipc_client import ClientStream, DaemonGone, DaemonTimeout, IPCClient, deadline_in
 from pilot_trio.cli.output import CliError
-from pilot_trio.cli.session import REQUEST_TIMEOUT, Session, daemon_errors, hint_for
+from pilot_trio.cli.session import REQUEST_TIMEOUT, Session, daemon_errors, dial_hint
 from pilot_trio.errors import DaemonError
 
 _SECTION: Final = "Streams and datagrams"
@@ -145,7 +145,7 @@ def _exchange(session: Session, client: IPCClient, address: Address, port: int, 
         stream.send(data, deadline_in(timeout))
     except (DaemonError, DaemonTimeout, DaemonGone) as exc:
         reason = "dial timeout" if isinstance(exc, DaemonTimeout) else str(exc)
-        hint = hint_for(reason) or f"check that {address} is reachable: pilot-trio ping {address}"
+        hint = dial_hint(reason, address, port)
         text = f"cannot connect to {address} port {port}: {reason}"
         raise CliError("connection_failed", text, hint) from exc
     try:
