@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from bench import load
 from bench.peers import Peer, Peers, open_peers
-from bench.report import Better, Row, render
+from bench.report import Better, Row, render, render_markdown
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -196,10 +196,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="measure rows whose name contains this")
     parser.add_argument("--ours", default="", help="command line of our daemon, without flags")
+    parser.add_argument("--markdown", action="store_true", help="print the table for the documentation")
     options = parser.parse_args(argv)
     with open_peers(options.ours) as peers:
         found = rows(peers, options.rounds, options.only)
-    print(render(found))
+    print(render_markdown(found) if options.markdown else render(found))
     return 1 if any(row.failed for row in found) else 0
 
 

@@ -89,6 +89,19 @@ def render(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def render_markdown(rows: Sequence[Row]) -> str:
+    """Return the table for docs/performance.md; rows that fail are bold."""
+    lines = ["| measurement | unit | ours | original | advantage | bar |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if not row.ours or not row.theirs:
+            continue
+        bar = f"at most {row.at_most:g}" if row.at_most is not None else f"{row.bar:g}x" if row.bar is not None else ""
+        ours = f"**{_short(row.our_value)}**" if row.failed else _short(row.our_value)
+        theirs = _short(row.their_value)
+        lines.append(f"| {row.name} | {row.unit} | {ours} | {theirs} | {_ratio(row.advantage)} | {bar} |")
+    return "\n".join(lines)
+
+
 def _ratio(value: float) -> str:
     return f"{value:.2f}x" if isfinite(value) else ""
 
