@@ -9,11 +9,12 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 
 import pytest
 import trio
 
+from pilot_trio.driver import Driver
 from tests.interop.overlay import Kind, MakeHome, Overlay, open_overlay
 from tests.interop.traffic import MIB, Flow
 
@@ -21,9 +22,11 @@ pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
 
 PORT = 5000
 TRANSFERS = 20
-SILENCE = 5.0  # seconds without a byte: the transfer has stopped
-LIMIT = 60.0  # seconds for a transfer that takes one or two
 SIZES = {1: 8 * MIB, 8: 2 * MIB}  # {connections: bytes on each}
+LOOK = 0.1  # seconds between two looks
+# Looks without a byte after which a stream has stopped: five seconds, and more where the processors are so busy that one of
+# the daemons, or this test, does not get its turn. Between two looks both daemons have answered.
+SILENCE = 50
 PAIRS: list[tuple[Kind, Kind]] = [("ours", "ours"), ("ours", "go"), ("go", "ours")]
 
 
@@ -59,11 +62,26 @@ async def test_twenty_of_twenty_transfers(
             for _ in range(connections):
                 dialled = await driver.dial(receiver.address, PORT)
                 flows.append(Flow(dialled, await listener.accept()))
-            with trio.move_on_after(LIMIT):
+            async with trio.open_nursery() as watching:
+                watching.start_soon(watch, (driver, other), flows, f"transfer {number}")
                 async with trio.open_nursery() as nursery:
                     for flow in flows:
                         nursery.start_soon(flow.send, SIZES[connections])
                         nursery.start_soon(flow.receive)
-            assert {flow.received for flow in flows} == {SIZES[connections]}, f"transfer {number} has stopped"
-            silence = max(flow.longest_silence for flow in flows)
-            assert silence < SILENCE, f"transfer {number} was silent for {silence:.1f} s"
+                watching.cancel_scope.cancel()
+            assert {flow.received for flow in flows} == {SIZES[connections]}
+
+
+async def watch(drivers: Iterable[Driver], flows: list[Flow], name: str) -> None:
+    """Fail if a flow falls silent while both daemons are at work."""
+    received = [-1] * len(flows)
+    silent = [0] * len(flows)
+    while True:
+        await trio.sleep(LOOK)
+        for driver in drivers:
+            await driver.health()
+        for number, flow in enumerate(flows):
+            moved = flow.ended or flow.received != received[number]
+            silent[number] = 0 if moved else silent[number] + 1
+            received[number] = flow.received
+        assert max(silent) < SILENCE, f"{name} has stopped: {received}"

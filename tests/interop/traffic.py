@@ -45,7 +45,7 @@ class Flow:
     receiver: PilotStream
     sent: int = 0  # bytes that the sender's daemon has taken
     received: int = 0
-    longest_silence: float = 0.0  # seconds in which nothing arrived, neither bytes nor the end
+    ended: bool = False  # the receiver has seen the end
     _finishing: bool = False
     _arrived: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
@@ -59,17 +59,12 @@ class Flow:
 
     async def receive(self) -> None:
         """Receive until the end and check every byte. Raises `trio.BrokenResourceError` if cut off."""
-        heard_at = trio.current_time()
         async with self.receiver:
-            while True:
-                data = await self.receiver.receive_some(60 * KIB)
-                now = trio.current_time()
-                self.longest_silence, heard_at = max(self.longest_silence, now - heard_at), now
-                if not data:
-                    return
+            while data := await self.receiver.receive_some(60 * KIB):
                 assert data == pattern(self.received, len(data)), f"other bytes than were sent after {self.received}"
                 self.received += len(data)
                 self._arrived.unpark_all()
+            self.ended = True
 
     def finish(self) -> None:
         """Let the sender close after its next write."""
