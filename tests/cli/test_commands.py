@@ -414,7 +414,9 @@ def test_recv_keeps_what_came_when_the_sender_waits_for_an_answer(cli: Cli, daem
 
     daemon.replies[Code.BIND] = bind
     row = {"seq": 0, "port": 5, "data": "hello", "bytes": 5}
-    assert cli("--json", "recv", "5", "--timeout", "50ms").data == {"messages": [row], "timeout": True}
+    assert cli("--json", "recv", "5", "--timeout", "50ms").data == {"messages": [row], "timeout": False}
+    twice = cli("--json", "recv", "5", "--count", "2", "--timeout", "50ms").data
+    assert twice == {"messages": [row], "timeout": True}  # the second stream never came
     assert cli("--json", "recv", "5", "--idle", "20ms").data == {"messages": [row], "timeout": False}
     assert cli("recv", "5", "--idle", "20ms").out == "hello\n"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from contextlib import suppress
 from typing import Any, Final
 
@@ -83,7 +82,6 @@ def recv(session: Session, port: str, count: int, idle: float | None, timeout: f
     out = session.output
     deadline = deadline_in(timeout)
     rows: list[dict[str, Any]] = []
-    timed_out = False
     with session.connect() as client:
         with daemon_errors("listen: bind"):
             client.bind(number, deadline_in(REQUEST_TIMEOUT))
@@ -93,17 +91,16 @@ def recv(session: Session, port: str, count: int, idle: float | None, timeout: f
             try:
                 _, stream = client.accept(deadline)
             except DaemonTimeout:
-                timed_out = True
                 break
             except DaemonGone as exc:
                 raise CliError("connection_failed", f"recv: {exc}") from exc
-            row, data, timed_out = _read_to_end(stream, deadline, idle)
+            row, data = _read_to_end(stream, deadline, idle)
             rows.append({"seq": sequence, "port": number, **row})
             if not out.as_json:
                 out.data(data)
-            if timed_out:
-                break
-    out.result({"messages": rows, "timeout": timed_out}, lambda: out.note("timeout") if timed_out else None)
+    # A stream that came and did not end is no timeout: a sender that waits for an answer never ends its own.
+    missing = len(rows) < count
+    out.result({"messages": rows, "timeout": missing}, lambda: out.note("timeout") if missing else None)
 
 
 def payload_fields(data: bytes) -> dict[str, Any]:
@@ -114,16 +111,14 @@ def payload_fields(data: bytes) -> dict[str, Any]:
     return fields
 
 
-def _read_to_end(stream: ClientStream, deadline: float, idle: float | None) -> tuple[dict[str, Any], bytes, bool]:
-    """Return a stream's row, its bytes, and whether the deadline came first."""
+def _read_to_end(stream: ClientStream, deadline: float, idle: float | None) -> tuple[dict[str, Any], bytes]:
+    """Return a stream's row and its bytes, up to its end or the deadline."""
     parts: list[bytes] = []
-    timed_out = False
     error: dict[str, Any] = {}
     try:
         while piece := stream.receive(_earlier(deadline, idle if parts else None)):
             parts.append(piece)
     except DaemonTimeout as exc:
-        timed_out = deadline <= time.monotonic()
         # What came is kept: a peer that waits for an answer never ends its stream.
         error = {} if parts else {"error": str(exc)}
     except DaemonGone as exc:
@@ -131,7 +126,7 @@ def _read_to_end(stream: ClientStream, deadline: float, idle: float | None) -> t
     with suppress(DaemonTimeout, DaemonGone, DaemonError):
         stream.close(deadline_in(REQUEST_TIMEOUT))
     data = b"".join(parts)
-    return {**payload_fields(data), **error}, data, timed_out
+    return {**payload_fields(data), **error}, data
 
 
 def _earlier(deadline: float, idle: float | None) -> float:
