@@ -94,6 +94,9 @@ class RemoteConnection(Connection):
                 readable = True
             elif event is Event.WRITABLE:
                 self._wake_writers()
+            elif event is Event.OPENED:
+                # Heard where it happened: the end of the stream may have come in the same batch, and is told after it.
+                self._follow(State.ESTABLISHED)
             elif event is Event.REFUSED:
                 self.refused = True
             elif event in _BREAKING or (event is Event.CLOSED and self._state is ConnState.ESTABLISHED):
@@ -106,8 +109,11 @@ class RemoteConnection(Connection):
     def _follow_machine(self) -> None:
         if self.machine.state is self._followed:
             return  # nearly always, and cheaper to see than to look up: enumerations hash in Python
-        self._followed = self.machine.state
-        state = _STATES[self._followed]
+        self._follow(self.machine.state)
+
+    def _follow(self, machine_state: State) -> None:
+        self._followed = machine_state
+        state = _STATES[machine_state]
         # A row in TIME_WAIT is the table's from then on: unread bytes outlive the machine's own timer.
         if state is not self._state and self._state is not ConnState.TIME_WAIT:
             self._enter(state)
