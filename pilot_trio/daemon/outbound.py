@@ -38,6 +38,7 @@ QUEUE_BYTES_READ_ON: Final = QUEUE_BYTES_MAX - 16 * 1024  # bytes; with more que
 WRITE_DEADLINE: Final = 10.0  # seconds for one piece to a live client; protocol, `spec/ipc.md` §7.3
 DRAIN_WRITE_DEADLINE: Final = 3.0  # seconds for one piece after an orderly close; protocol, `spec/ipc.md` §7.4
 WRITE_BOUND: Final = 16 * 1024  # bytes per piece; smaller tolerates slower clients, larger saves system calls
+WRITE_TURN: Final = 128 * 1024  # bytes written before others get a turn; a turn of the loop costs as much as 20 KiB
 FRAME_SIZE_MAX: Final = IPC_FRAME_MAX + 4  # bytes of a whole frame, its length field included
 
 
@@ -75,8 +76,11 @@ class Outbound:
         "_piece_deadline",
         "_serving",
         "_transport",
+        "_waits",
         "_writer_scope",
+        "_written",
         "queued_bytes",
+        "queued_frames",
     )
 
     def __init__(self, transport: Transport) -> None:
@@ -89,17 +93,15 @@ class Outbound:
         # bounded by its deadlines and `finish_within` instead.
         self._writer_scope = trio.CancelScope(shield=True)
         self._piece_deadline = WRITE_DEADLINE
+        self._waits = False  # the writer, for a frame
+        self._written = 0  # bytes, since the writer gave others a turn
         self.queued_bytes = 0  # in the channel and in the writer's hand
+        self.queued_frames = 0  # slots in use; joined replies count as one
 
     @property
     def closed(self) -> bool:
         """True once nothing can be queued any more."""
         return self._closed
-
-    @property
-    def queued_frames(self) -> int:
-        """Slots in use; joined replies count as one."""
-        return self._frames_out.statistics().current_buffer_used
 
     @property
     def room(self) -> int:
@@ -165,6 +167,10 @@ class Outbound:
             self._frames_in.send_nowait(frame)
         except trio.WouldBlock:
             return False
+        if self._waits:
+            self._waits = False  # it got the frame, and no slot is in use
+        else:
+            self.queued_frames += 1
         self.queued_bytes += len(frame)
         return True
 
@@ -225,18 +231,30 @@ class Outbound:
         ending = Ending.OUT_OF_TIME
         with self._writer_scope:
             try:
-                async for frame in self._frames_out:
-                    if not await self._write(self._join_queued(frame)):
-                        ending = Ending.STALLED
-                        break
-                else:
-                    ending = Ending.DRAINED
+                while await self._write(self._join_queued(await self._next_frame())):
+                    pass
+                ending = Ending.STALLED
+            except trio.EndOfChannel:
+                ending = Ending.DRAINED
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 ending = Ending.HUNG_UP
         self._close()
         self._frames_out.close()
-        self.queued_bytes = 0
+        self.queued_bytes = self.queued_frames = 0
         return ending
+
+    async def _next_frame(self) -> bytes:
+        """Take a frame from the queue. Others get a turn when it is empty, and after every `WRITE_TURN`."""
+        if self._written >= WRITE_TURN:
+            self._written = 0
+            await trio.lowlevel.checkpoint()
+        try:
+            frame = self._frames_out.receive_nowait()
+        except trio.WouldBlock:
+            self._written, self._waits = 0, True
+            return await self._frames_out.receive()
+        self.queued_frames -= 1
+        return frame
 
     def _join_queued(self, frame: bytes) -> bytes:
         """Add queued frames while the piece stays within the bound: one system call for many small frames."""
@@ -247,6 +265,7 @@ class Outbound:
                 frame = self._frames_out.receive_nowait()
             except (trio.WouldBlock, trio.EndOfChannel):
                 break
+            self.queued_frames -= 1
             frames.append(frame)
             size += len(frame)
         self._admit_from_line()  # the slots are free, whatever becomes of the write
@@ -255,6 +274,7 @@ class Outbound:
     async def _write(self, data: bytes) -> bool:
         """Send `data` in pieces; return False if one of them was not taken in time."""
         view = memoryview(data)
+        self._written += len(data)
         for start in range(0, len(view), WRITE_BOUND):
             piece = view[start : start + WRITE_BOUND]
             sent = self._transport.send_nowait(piece)

@@ -8,7 +8,14 @@ from contextlib import asynccontextmanager
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pilot_trio.daemon.outbound import QUEUE_BYTES_MAX, QUEUE_BYTES_READ_ON, QUEUE_SLOTS, Outbound
+from pilot_trio.daemon.outbound import (
+    QUEUE_BYTES_MAX,
+    QUEUE_BYTES_READ_ON,
+    QUEUE_SLOTS,
+    WRITE_BOUND,
+    WRITE_TURN,
+    Outbound,
+)
 from pilot_trio.net.transport import Transport
 
 
@@ -105,6 +112,31 @@ async def test_there_is_no_room_without_a_slot(autojump_clock: MockClock) -> Non
         assert out.room
         out.post(b"x")
         assert not out.room
+
+
+async def test_a_client_that_takes_everything_leaves_others_their_turns(autojump_clock: MockClock) -> None:
+    async with outbound() as (out, sock):
+        frame, left = bytes(WRITE_BOUND), 64
+        sock.room = 0
+
+        def produce() -> None:
+            nonlocal left
+            while left and out.room:
+                out.post(frame)
+                left -= 1
+            if left:
+                out.when_room(produce)
+
+        produce()
+        await wait_all_tasks_blocked()
+        steps, before = [], len(sock.sent)
+        sock.take(1 << 30)
+        while out.queued_bytes:
+            await trio.lowlevel.checkpoint()
+            steps.append(len(sock.sent) - before)
+            before = len(sock.sent)
+    assert before == 64 * WRITE_BOUND
+    assert max(steps) <= 2 * WRITE_TURN + WRITE_BOUND
 
 
 async def test_whoever_waits_for_room_gets_it_in_the_order_of_asking(autojump_clock: MockClock) -> None:
