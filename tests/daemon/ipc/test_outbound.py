@@ -13,7 +13,6 @@ from pilot_trio.daemon.outbound import (
     QUEUE_BYTES_READ_ON,
     QUEUE_SLOTS,
     WRITE_BOUND,
-    WRITE_TURN,
     Outbound,
 )
 from pilot_trio.net.transport import Transport
@@ -136,7 +135,7 @@ async def test_a_client_that_takes_everything_leaves_others_their_turns(autojump
             steps.append(len(sock.sent) - before)
             before = len(sock.sent)
     assert before == 64 * WRITE_BOUND
-    assert max(steps) <= 2 * WRITE_TURN + WRITE_BOUND
+    assert max(steps) <= 300 * 1024 < before  # two turns of the writer may come between two of ours
 
 
 async def test_whoever_waits_for_room_gets_it_in_the_order_of_asking(autojump_clock: MockClock) -> None:
