@@ -332,7 +332,8 @@ class TunnelCarrier(Carrier):
         if not self._touched and not self._datagrams:
             return
         with self._tunnel.turn():
-            self._send_datagrams()
+            if self._datagrams:
+                self._send_datagrams()
             while self._touched:
                 ready: dict[RemoteConnection, None] = {}
                 while self._touched:

@@ -87,9 +87,10 @@ class RemoteConnection(Connection):
 
     def deliver_events(self) -> None:
         """Act on what the machine has to say; part of the pump."""
-        machine = self.machine
         readable = False
-        while (event := machine.next_event()) is not None:
+        events = self.machine.events
+        while events:
+            event = events.popleft()
             if event is Event.READABLE or event is Event.END_OF_STREAM:
                 readable = True
             elif event is Event.WRITABLE:
@@ -108,7 +109,7 @@ class RemoteConnection(Connection):
 
     def _follow_machine(self) -> None:
         if self.machine.state is self._followed:
-            return  # nearly always, and cheaper to see than to look up: enumerations hash in Python
+            return  # nearly always
         self._follow(self.machine.state)
 
     def _follow(self, machine_state: State) -> None:
