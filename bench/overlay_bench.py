@@ -113,7 +113,7 @@ def _goodput(loss: float, delay: float) -> Measurement:
         partial(goodput, size=256 * MIB),
         loss,
         delay,
-        2,
+        3,
         mixed=[
             Row(f"goodput to the original, {short}", "MiB/s", Better.HIGHER, TIE),
             Row(f"goodput from the original, {short}", "MiB/s", Better.HIGHER, TIE),

@@ -161,7 +161,7 @@ class Congestion:
         if queued and self.cwnd < self._start_until == CWND_MAX:
             self._start_until = self.cwnd
         if self.cwnd < self._start_until:
-            self.cwnd += size
+            self.cwnd = min(self.cwnd + size, self._start_until)
         else:
             if queued:
                 self._step = GROWTH_QUEUED
