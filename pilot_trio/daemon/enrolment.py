@@ -144,6 +144,9 @@ class Enrolment:
             self._was_bound = self._bound()
         try:
             await self._register()
+            # After a sleep or an outage the record may be a new one, and heartbeats would never tell.
+            await self._announce(self._state.hostname)
+            await self._report_trust()
         except RegistryError as exc:
             _log.warning("re-registration failed", extra={"kv": {"error": str(exc)}})
             return False
