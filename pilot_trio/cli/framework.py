@@ -91,7 +91,12 @@ class PilotCommand(click.Command):
         return left
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(ctx.command_path, " ".join(_pieces(self)))
+        if pieces := _pieces(self):
+            formatter.write_usage(ctx.command_path, " ".join(pieces))
+        else:
+            formatter.write(
+                f"Usage: {ctx.command_path}\n"
+            )  # the oldest click that we allow writes no line without words
 
 
 class PilotSubgroup(click.Group):
