@@ -1,11 +1,22 @@
-"""Keepalive: when a quiet peer is probed, when it counts as dead, and which probes of its own are answered (§3.5)."""
+"""Keepalive: when a quiet peer is probed, when it counts as dead, and which probes of its own are answered (§3.5).
+
+The reference answers no probe, so that one which lives and one which is gone sound alike to whoever probes. It does probe, but
+only where it heard nothing: our probe, if it came first, would keep it silent, and we would close a stream whose both ends
+live. So it gets `KEEPALIVE_PATIENCE` to say the first word; what it says is a sign of life, and our answer one to it.
+"""
 
 from __future__ import annotations
 
 from enum import Enum
 from math import inf
 
-from pilot_trio.proto.stream.settings import KEEPALIVE_INTERVAL, KEEPALIVE_PROBES, PROBE_ANSWER_GAP, StreamSettings
+from pilot_trio.proto.stream.settings import (
+    KEEPALIVE_INTERVAL,
+    KEEPALIVE_PATIENCE,
+    KEEPALIVE_PROBES,
+    PROBE_ANSWER_GAP,
+    StreamSettings,
+)
 
 
 class Verdict(Enum):
@@ -20,10 +31,11 @@ class Verdict(Enum):
 class Liveness:
     """`check_at` is its deadline; `inf` until armed and after it was stopped."""
 
-    __slots__ = ("_active_at", "_answered_at", "_probes", "_settings", "check_at", "heard_at")
+    __slots__ = ("_active_at", "_answered_at", "_probe_after", "_probes", "_settings", "check_at", "heard_at")
 
     def __init__(self, settings: StreamSettings, now: float) -> None:
         self._settings = settings
+        self._probe_after = settings.keepalive + KEEPALIVE_PATIENCE  # seconds of quiet
         self.heard_at = now  # last packet from the peer
         self.check_at = inf
         self._active_at = now  # last packet from the peer, or data to it
@@ -33,7 +45,7 @@ class Liveness:
     def start(self, now: float) -> None:
         """Arm the clock: the stream is established."""
         self.on_heard(now)
-        self.check_at = now + min(self._settings.keepalive, self._settings.idle_timeout)
+        self.check_at = now + min(self._probe_after, self._settings.idle_timeout)
 
     def on_heard(self, now: float) -> None:
         """Note a packet from the peer."""
@@ -62,8 +74,8 @@ class Liveness:
         settings = self._settings
         if now >= self._active_at + settings.idle_timeout:
             return Verdict.IDLE
-        if now < self._active_at + settings.keepalive:
-            self.check_at = self._active_at + min(settings.keepalive, settings.idle_timeout)
+        if now < self._active_at + self._probe_after:
+            self.check_at = self._active_at + min(self._probe_after, settings.idle_timeout)
             return Verdict.ALIVE
         if self._probes >= KEEPALIVE_PROBES:
             return Verdict.DEAD

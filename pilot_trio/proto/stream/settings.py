@@ -17,7 +17,6 @@ SYN_TIMEOUT_MAX: Final = 8.0  # seconds; protocol §3.4
 TRANSMISSIONS_MAX: Final = 8  # of one segment, then the connection is abandoned; protocol §5.6
 QUICK_ACKS: Final = 32  # segments acknowledged at once at the start and after a pause; protocol §4.2
 KEEPALIVE_PROBES: Final = 3  # unanswered probes after which the peer is dead; protocol §3.5
-KEEPALIVE_INTERVAL: Final = 15.0  # seconds between probes; protocol §3.5
 
 # What we chose -----------------------------------------------------------------------------------------------------
 RECEIVE_SLOTS: Final = 4096  # segments advertised: 40 ms at 100 MiB/s, and more than any released reference node has
@@ -41,6 +40,10 @@ HEADROOM_PROBE_FIRST: Final = 0.01  # seconds until a single segment asks a near
 HEADROOM_PROBE_MAX: Final = 0.5  # seconds; the last slots then last for seconds of a reader's pause
 PROBE_FIRST: Final = 0.5  # seconds until a closed window is probed with real data
 PROBE_MAX: Final = 8.0  # seconds; each probe stalls a full reference peer for one second, hence the backoff
+KEEPALIVE_PATIENCE: Final = 16.0  # seconds that we leave a quiet peer to probe us first: the reference looks every 15 s
+KEEPALIVE_INTERVAL: Final = (
+    10.0  # seconds between probes; with the patience, a peer is dead when the reference finds it so
+)
 PROBE_ANSWER_GAP: Final = 5.0  # seconds of quiet before a keepalive probe gets an answer; no answer is ever answered
 LINGER_BLOCKED_MAX: Final = 120.0  # seconds that a FIN waits for a peer that answers but has no room for the data
 FIN_INTERVAL_MAX: Final = 2.0  # seconds between repetitions of an unanswered FIN

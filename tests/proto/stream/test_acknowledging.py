@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pilot_trio.proto.stream.connection import Event
+from pilot_trio.proto.stream.connection import Event, State
 from pilot_trio.proto.stream.settings import ANSWER_SEGMENTS, QUICK_ACKS, RECEIVE_SLOTS, SEGMENT, StreamSettings
 
 from .segment_script import Script, established, packet_of
@@ -211,9 +211,21 @@ def test_a_keepalive_probe_is_answered_and_its_answer_is_not() -> None:
 def test_a_silent_peer_is_probed_three_times_and_closed_with_a_fin() -> None:
     script = established()
     probe = "ACK 1 1 4096"
-    script.sends_until(104.9, (60.0, probe), (75.0, probe), (90.0, probe))
-    script.sends_until(105.5, (105.0, "FIN 1 0 0"))
+    script.sends_until(105.9, (76.0, probe), (86.0, probe), (96.0, probe))
+    script.sends_until(106.5, (106.0, "FIN 1 0 0"))
     script.happened(Event.DEAD_PEER, Event.END_OF_STREAM)
+
+
+def test_a_peer_that_only_probes_where_it_hears_nothing_is_let_speak_first() -> None:
+    """The reference: it looks every 15 s, probes after 60 s without a word, and answers no probe."""
+    for phase in range(15):
+        script = established()
+        for look in range(phase, 900, 15):
+            script.until(float(look))
+            heard_at = max((at for at, _ in script._out), default=0.0)
+            if look - heard_at > 60.0:
+                script.gets("ACK 1 1 512")
+        assert script.machine.state is State.ESTABLISHED, f"it looks {phase} s after the start"
 
 
 def test_what_arrived_before_a_peer_died_can_still_be_read() -> None:
@@ -228,10 +240,10 @@ def test_what_arrived_before_a_peer_died_can_still_be_read() -> None:
 
 def test_any_answer_stops_the_probes() -> None:
     script = established()
-    script.sends_until(76.0, (60.0, "ACK 1 1 4096"), (75.0, "ACK 1 1 4096"))
+    script.sends_until(87.0, (76.0, "ACK 1 1 4096"), (86.0, "ACK 1 1 4096"))
     script.gets("ACK 1 1 512")
-    script.sends_until(135.9)
-    script.sends_until(136.0, (136.0, "ACK 1 1 4096"))
+    script.sends_until(162.9)
+    script.sends_until(163.0, (163.0, "ACK 1 1 4096"))
 
 
 def test_an_idle_timeout_below_the_keepalive_closes_without_probes() -> None:
