@@ -10,16 +10,16 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import attrs
 import trio
 
 from pilot_trio.address import NodeId
-from pilot_trio.daemon.interfaces import Registry
+from pilot_trio.daemon.beacon_list import BeaconList, fnv1a_32
 from pilot_trio.daemon.state import NodeState
-from pilot_trio.errors import DecodeError, RegistryError
-from pilot_trio.net.addresses import is_literal, is_public, is_unspecified
+from pilot_trio.errors import DecodeError
+from pilot_trio.net.addresses import is_public, is_unspecified
 from pilot_trio.net.network import Endpoint, Network
 from pilot_trio.wire.beacon import Discover, DiscoverReply, Notify, NotifyKind, decode, normalise_host
 
@@ -33,10 +33,6 @@ DISCOVER_RETRY: Final = 1.0  # seconds until an unanswered discover is repeated;
 ANNOUNCE_TRIES: Final = 3  # discovers per keepalive interval to a beacon that does not answer
 NAT_INTERVAL: Final = 15.0  # seconds between registrations behind a NAT: how long a dead mapping goes unnoticed
 REPLY_TIME: Final = 2.0  # seconds in which an answer to a discover counts; protocol, `spec/tunnel.md` §12
-BEACONS_MAX: Final = 64  # beacons to choose from; a registry that lists more is not worth following
-
-_FNV_OFFSET: Final = 0x811C9DC5
-_FNV_PRIME: Final = 0x01000193
 
 _log = logging.getLogger("pilot_trio.daemon")
 
@@ -76,7 +72,7 @@ class BeaconClient:
       link: the way to the beacon; whoever reads the socket calls `receive`.
       state: who we are; `beacon_addr` is kept up to date.
       configured: beacons that the operator named.
-      registry: lists further ones.
+      listed: the registry's further ones.
       on_notify: called when the beacon says that a handshake waits at the registry; limits its own rate.
       keepalive: seconds between registrations; behind a NAT they are more frequent, because only the beacon's answers show
         that the router has another mapping by now.
@@ -90,7 +86,7 @@ class BeaconClient:
         link: BeaconLink,
         state: NodeState,
         configured: Sequence[Endpoint],
-        registry: Registry,
+        listed: BeaconList,
         on_notify: Callable[[], None],
         keepalive: float,
         rng: random.Random | None = None,
@@ -99,7 +95,7 @@ class BeaconClient:
         self._link = link
         self._state = state
         self._configured = tuple(configured)
-        self._registry = registry
+        self._listed = listed
         self._on_notify = on_notify
         self._keepalive = keepalive
         self._rng = rng or random.Random()
@@ -198,14 +194,12 @@ class BeaconClient:
     async def _follow_list(self) -> None:
         await trio.sleep(self._rng.uniform(0, LIST_JITTER))
         while True:
-            try:
-                answer = await self._registry.call("beacon_list")
-            except RegistryError as exc:
-                _log.debug("beacon list failed", extra={"kv": {"error": str(exc)}})
-            else:
-                listed = [beacon for beacon in listed_beacons(answer.get("beacons")) if beacon not in self._configured]
+            listed = await self._listed.ask()
+            if listed is not None:
                 before = self._beacon
-                await self._choose([*self._configured, *listed])
+                await self._choose(
+                    [*self._configured, *(beacon for beacon in listed if beacon not in self._configured)]
+                )
                 if self._beacon != before:
                     self._send(Discover(self._state.node_id))
             await trio.sleep(LIST_INTERVAL)
@@ -266,25 +260,3 @@ def _ignore(_: Endpoint) -> None:
 
 def _ignore_switch() -> None:
     """Likewise."""
-
-
-def fnv1a_32(data: bytes) -> int:
-    """Return the 32-bit FNV-1a hash, by which nodes spread over beacons (`spec/tunnel.md` §13.5)."""
-    value = _FNV_OFFSET
-    for byte in data:
-        value = (value ^ byte) * _FNV_PRIME & 0xFFFFFFFF
-    return value
-
-
-def listed_beacons(beacons: Any) -> list[Endpoint]:
-    """Return what is usable of a registry's list, sorted: literals that are not public are of no use to us."""
-    found: set[Endpoint] = set()
-    for entry in beacons if isinstance(beacons, list) else []:
-        text = entry.get("addr") if isinstance(entry, dict) else None
-        try:
-            endpoint = Endpoint.parse(text) if isinstance(text, str) else None
-        except ValueError:
-            continue
-        if endpoint is not None and endpoint.host and (is_public(endpoint.host) or not is_literal(endpoint.host)):
-            found.add(endpoint)
-    return sorted(found, key=str)[:BEACONS_MAX]

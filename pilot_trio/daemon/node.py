@@ -27,6 +27,7 @@ from pilot_trio.address import BACKBONE, Address, NodeId
 from pilot_trio.config import Config
 from pilot_trio.crypto.agreement import KEY_SIZE, KeyPair
 from pilot_trio.daemon.beacon_client import BeaconClient, BeaconStatistics
+from pilot_trio.daemon.beacon_list import BeaconList
 from pilot_trio.daemon.carrier import TunnelCarrier
 from pilot_trio.daemon.commands import build_table
 from pilot_trio.daemon.connection import Connection
@@ -188,7 +189,7 @@ class Node:
             link=self.tunnel,
             state=self.state,
             configured=config.beacon,
-            registry=self.upkeep,
+            listed=BeaconList(self.upkeep, home.file("beacons.json"), network.wall_time),
             on_notify=self.trust.poke,
             keepalive=config.keepalive,
             rng=rng,

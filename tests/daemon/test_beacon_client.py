@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,12 +11,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pilot_trio.address import NodeId
 from pilot_trio.daemon.beacon_client import (
-    BEACONS_MAX,
     DISCOVER_TIMEOUT,
+    NAT_INTERVAL,
     BeaconClient,
-    fnv1a_32,
-    listed_beacons,
 )
+from pilot_trio.daemon.beacon_list import BeaconList
 from pilot_trio.net.addresses import is_public
 from pilot_trio.net.network import DatagramSocket, Endpoint
 from pilot_trio.testing import MemoryNetwork
@@ -61,7 +62,7 @@ class Setup:
             link=self.link,
             state=self.state,
             configured=self.beacons,
-            registry=self.registry,
+            listed=BeaconList(self.registry, None, time.time),
             on_notify=self.notify,
             keepalive=PERIOD,
             rng=ShortestWaits(),
@@ -259,18 +260,26 @@ async def test_listed_beacons_join_the_configured_ones(autojump_clock: MockClock
         assert [call.at for call in setup.registry.calls][:3] == pytest.approx([0, 60, 120], abs=0.1)
 
 
-@pytest.mark.parametrize(("data", "value"), [(b"", 0x811C9DC5), (b"a", 0xE40C292C), (b"foobar", 0xBF9CF968)])
-def test_hash_is_fnv_1a(data: bytes, value: int) -> None:
-    assert fnv1a_32(data) == value
-
-
-def test_only_usable_entries_of_a_list_count() -> None:
-    junk = [{"addr": "10.0.0.1:1"}, {"addr": "127.0.0.1:1"}, {"addr": ":1"}, {"addr": "x"}, {"addr": 5}, {}, "x", None]
-    good = [{"addr": "8.8.8.8:1"}, {"addr": "b.example:1"}, {"addr": "8.8.8.8:1"}]
-    assert listed_beacons([*junk, *good]) == [Endpoint("8.8.8.8", 1), Endpoint("b.example", 1)]
-    assert listed_beacons("junk") == listed_beacons(None) == []
-
-
-@pytest.mark.parametrize("count", [BEACONS_MAX, BEACONS_MAX + 1])
-def test_length_of_a_list_is_bounded(count: int) -> None:
-    assert len(listed_beacons([{"addr": f"b{number}.example:1"} for number in range(count)])) == BEACONS_MAX
+@pytest.mark.parametrize(
+    ("seen", "interval"),
+    [(Endpoint("203.0.113.77", 9), NAT_INTERVAL), (Endpoint("127.0.0.1", 9), NAT_INTERVAL), (None, PERIOD)],
+    ids=["another address", "another port", "where it is"],
+)
+async def test_behind_a_nat_the_beacon_is_asked_more_often(
+    autojump_clock: MockClock, seen: Endpoint | None, interval: float
+) -> None:
+    setup = Setup(LOCAL)
+    beacon = await setup.network.open_udp(LOCAL)
+    async with setup.running():
+        setup.state.node_id = NodeId(7)
+        setup.client.announce()
+        asked: list[float] = []
+        with trio.move_on_after(3 * PERIOD):
+            while True:
+                _, source = await beacon.receive()
+                beacon.send_nowait(DiscoverReply(*(seen or source)).encode(), source)
+                asked.append(trio.current_time())
+        assert [later - earlier for earlier, later in itertools.pairwise(asked[1:])] == pytest.approx(
+            [interval] * (len(asked) - 2)
+        )
+        assert len(asked) > 3

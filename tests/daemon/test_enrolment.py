@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -14,6 +15,7 @@ from pilot_trio.address import NodeId
 from pilot_trio.config import Config, RegistryConfig
 from pilot_trio.crypto.identity import verify
 from pilot_trio.daemon.beacon_client import BeaconClient
+from pilot_trio.daemon.beacon_list import BeaconList
 from pilot_trio.daemon.enrolment import ANNOUNCE_INTERVAL, FAIL_FAST_ATTEMPTS, Enrolment
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.networks import Networks
@@ -59,7 +61,7 @@ class Setup:
             link=Link(sock),
             state=self.state,
             configured=(Endpoint("127.0.0.1", 9001),),
-            registry=FakeClient(),
+            listed=BeaconList(FakeClient(), None, time.time),
             on_notify=lambda: None,
             keepalive=BEAT,
         )
