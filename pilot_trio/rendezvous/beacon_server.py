@@ -26,7 +26,7 @@ from pilot_trio.rendezvous.beacon_drops import Drop as Drop
 from pilot_trio.rendezvous.endpoint_table import EndpointTable, Noted, NotifySchedule
 from pilot_trio.rendezvous.punching import Punching
 from pilot_trio.rendezvous.relaying import RELAY, Relaying
-from pilot_trio.rendezvous.sources import source_of
+from pilot_trio.rendezvous.sources import may_come_from, source_of
 from pilot_trio.wire.beacon import (
     BeaconMessage,
     Discover,
@@ -192,8 +192,9 @@ class BeaconServer:
         self._discovers += 1
         # Id 0 is a node that is about to register and asks for its address only.
         if message.node and self.is_registered(message.node):
-            registered = self.endpoint_of(message.node) == str(source)
-            noted = self.table.note(message.node, source, now, multi=message.multi, registered=registered)
+            at = self.endpoint_of(message.node)
+            registered, home = at == str(source), may_come_from(source.host, at)
+            noted = self.table.note(message.node, source, now, multi=message.multi, registered=registered, home=home)
             if noted is Noted.TOO_SOON:
                 self._moves_refused += 1
         elif message.node:

@@ -23,6 +23,9 @@ ENTRY_TTL: Final = 600.0  # seconds since the last discover; nodes repeat it eve
 MOVE_INTERVAL: Final = 30.0  # seconds between two changes of a node's endpoint; slows down who fights for an id
 
 # Ours.
+HOME_TIME: Final = (
+    150.0  # seconds since a claim from a node's own host in which none from elsewhere counts: two keepalives
+)
 NODES_MAX: Final = 200_000  # entries, about 60 MB; beyond it the one silent longest goes, until its next discover
 NOTIFY_INTERVAL: Final = 5.0  # seconds between two notifies to a node; at this pace daemons act on every one of them
 NOTIFY_QUEUE_MAX: Final = 10_000  # nodes inside their interval; beyond it a node finds out at its next poll
@@ -46,6 +49,7 @@ class Entry:
     moved_at: float
     multi: bool = False  # wants relayed frames with their destination
     moved_at_once_at: float = -math.inf
+    at_home: bool = False  # the last claim came from the host that the node has registered
 
 
 class Row(NamedTuple):
@@ -70,23 +74,41 @@ class EndpointTable:
         return len(self._entries)
 
     def note(
-        self, node: NodeId, endpoint: Endpoint, now: float, *, multi: bool = False, registered: bool = False
+        self,
+        node: NodeId,
+        endpoint: Endpoint,
+        now: float,
+        *,
+        multi: bool = False,
+        registered: bool = False,
+        home: bool = True,
     ) -> Noted:
-        """Take a claim that `node` is at `endpoint`, and how it wants its frames; `registered`: the registry says so too."""
+        """Take a claim that `node` is at `endpoint`.
+
+        Args:
+          node: who is said to be there.
+          endpoint: where the claim came from.
+          now: the table's clock.
+          multi: the node wants relayed frames with their destination.
+          registered: it has registered this very endpoint, with its signature.
+          home: it has registered an endpoint on this host, or one that says nothing.
+        """
         self.expire(now)
         entry = self._entries.get(node)
         if entry is None:
             # A first claim may be replaced at once: it says nothing about who came first.
-            self._add(node, Entry(endpoint, now, -math.inf, multi))
+            self._add(node, Entry(endpoint, now, -math.inf, multi, at_home=home))
             return Noted.NEW
         if entry.endpoint == endpoint:
             noted = Noted.REFRESHED
+        elif not home and entry.at_home and now - entry.seen_at < HOME_TIME:
+            return Noted.TOO_SOON
         elif not registered and now - entry.moved_at < MOVE_INTERVAL:
             return Noted.TOO_SOON  # and no refresh either: a stranger's claims do not keep an entry alive
         else:
             noted = Noted.MOVED
             entry.endpoint, entry.moved_at = endpoint, now
-        entry.seen_at = now
+        entry.seen_at, entry.at_home = now, home
         entry.multi = multi
         self.changes += 1
         self._entries.move_to_end(node)

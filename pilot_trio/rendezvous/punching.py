@@ -16,14 +16,12 @@ from typing import Final
 import attrs
 
 from pilot_trio.address import NodeId
-from pilot_trio.errors import LocalProtocolError
-from pilot_trio.net.addresses import is_public
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.proto.limits import KeyedBuckets, TokenBucket
 from pilot_trio.rendezvous.beacon_drops import Drop
 from pilot_trio.rendezvous.endpoint_table import EndpointTable
-from pilot_trio.rendezvous.sources import source_of
-from pilot_trio.wire.beacon import PunchCommand, PunchRequest, normalise_host
+from pilot_trio.rendezvous.sources import may_come_from, source_of
+from pilot_trio.wire.beacon import PunchCommand, PunchRequest
 
 PUNCH_RATE: Final = (
     10.0  # requests per second and source host; the reference's 1 is too few for an office behind one NAT
@@ -63,7 +61,9 @@ class Punching:
         limited = not self.is_unlimited(source.host)
         if limited and not self._rates.take(source_of(source.host), now):
             return self._drop(Drop.RATE_LIMITED)
-        if not self.is_registered(request.requester) or not self._may_come_from(source.host, request.requester):
+        if not self.is_registered(request.requester) or not may_come_from(
+            source.host, self.endpoint_of(request.requester)
+        ):
             return self._drop(Drop.PUNCH_REFUSED)
         self.table.note_at_once(request.requester, source, now)
         requester = self.table.find(request.requester, now)
@@ -76,14 +76,6 @@ class Punching:
             return self._drop(Drop.RATE_LIMITED)
         self.punches += 1
         return [(PunchCommand(*target).encode(), requester), (PunchCommand(*requester).encode(), target)]
-
-    def _may_come_from(self, host: str, node: NodeId) -> bool:
-        """Say whether a node has registered from a host. A name, or an address in a private network, says too little."""
-        try:
-            registered = normalise_host(Endpoint.parse(self.endpoint_of(node)).host)
-        except (ValueError, LocalProtocolError):
-            return True
-        return host == registered if is_public(registered) else not is_public(host)
 
     def _drop(self, reason: Drop) -> list[tuple[bytes, Endpoint]]:
         self.drops[reason] += 1

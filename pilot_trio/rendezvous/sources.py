@@ -8,6 +8,8 @@ from functools import lru_cache
 from typing import Final
 
 from pilot_trio.errors import LocalProtocolError
+from pilot_trio.net.addresses import is_public
+from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.rendezvous.settings import IPNetwork
 from pilot_trio.wire.beacon import normalise_host
 
@@ -25,6 +27,18 @@ def source_of(host: str) -> str:
     if address.version == 4:
         return str(address)
     return str(ipaddress.IPv6Network((int(address), IPV6_PREFIX), strict=False))
+
+
+def may_come_from(host: str, registered: str) -> bool:
+    """Say whether a datagram from a host may be of a node that has registered an endpoint, host:port.
+
+    A name, or an address in a private network, says too little to refuse anything but the opposite.
+    """
+    try:
+        own = normalise_host(Endpoint.parse(registered).host)
+    except (ValueError, LocalProtocolError):
+        return True
+    return host == own if is_public(own) else not is_public(host)
 
 
 @lru_cache(_REMEMBERED)

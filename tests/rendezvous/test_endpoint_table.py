@@ -10,6 +10,7 @@ from pilot_trio.address import NodeId
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.rendezvous.endpoint_table import (
     ENTRY_TTL,
+    HOME_TIME,
     MOVE_INTERVAL,
     NOTIFY_INTERVAL,
     EndpointTable,
@@ -41,6 +42,17 @@ def test_a_node_that_moves_is_believed_at_once_and_then_not_before_the_interval_
     assert table.find(ONE, 31.0) == THERE
     assert table.note(ONE, HERE, 0.1 + MOVE_INTERVAL) is Noted.MOVED
     assert table.find(ONE, 31.0) == HERE
+
+
+def test_a_claim_from_elsewhere_waits_until_the_node_has_been_silent_at_home() -> None:
+    table = EndpointTable()
+    assert table.note(ONE, HERE, 0.0) is Noted.NEW
+    assert table.note(ONE, THERE, 60.0, home=False) is Noted.TOO_SOON
+    assert table.note(ONE, HERE, 61.0) is Noted.REFRESHED
+    assert table.note(ONE, THERE, 60.0 + HOME_TIME, home=False) is Noted.TOO_SOON
+    assert table.note(ONE, THERE, 61.0 + HOME_TIME, home=False) is Noted.MOVED
+    assert table.note(ONE, HERE, 62.0 + HOME_TIME, registered=True) is Noted.MOVED
+    assert table.note(ONE, THERE, 100.0 + HOME_TIME, home=False) is Noted.TOO_SOON
 
 
 def test_refused_claims_do_not_keep_an_entry_alive() -> None:
