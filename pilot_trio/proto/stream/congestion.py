@@ -54,6 +54,7 @@ PACED_FROM: Final = 0.002  # seconds of round trip; below, acknowledgments set t
 PACE: Final = 1.2  # windows per round trip; more than one, so that the window is what limits
 PACE_START: Final = 2.0  # the same while the window doubles
 TIMER_LATE: Final = 0.002  # seconds that a timer may be late; what should have left meanwhile leaves with it
+PACE_RESOLUTION: Final = 1e-5  # seconds; far less than a segment takes, far more than a clock is rounded by
 
 
 class Congestion:
@@ -102,7 +103,8 @@ class Congestion:
         """Return when to ask again after `allowance` was less than a segment."""
         # Waking for a single segment costs more than it spreads; a quarter of a burst is one batch.
         batch = max(SEGMENT, min(BURST, self.cwnd) / 4)
-        return now + (batch - self._credit) / self.pacing_rate
+        # A credit that rounding has left a hair below a segment must not make the next look due at this very moment.
+        return now + max(PACE_RESOLUTION, (batch - self._credit) / self.pacing_rate)
 
     def on_sent(self, run: Run) -> None:
         """Note segments leaving together, and with them what tells when their round trip is over."""
