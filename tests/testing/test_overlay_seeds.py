@@ -149,6 +149,7 @@ def test_nothing_is_lost_repeated_reordered_stalled_or_left(seed_of_overlay: int
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # two processes, on a machine that may have other things to do
 def test_a_seed_repeats_to_the_byte_in_another_process() -> None:
     """With other hashes of strings, other addresses of objects, and a different past."""
     program = "from tests.testing.test_overlay_seeds import *\nfor n in {}: print(simulate(lambda: live_through(n), n))"
