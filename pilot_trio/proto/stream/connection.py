@@ -478,8 +478,6 @@ class Connection:
 
     def row(self) -> dict[str, Any]:
         """Return this connection as clients see it, without its id (`spec/ipc.md` §5.9)."""
-        sender, receiver = self._sender, self._receiver
-        fin_out = 1 if self._closing.fin_is_out and self.state is State.FIN_WAIT else 0
         return {
             "local_port": self.local.port,
             "remote_port": self.remote.port,
@@ -489,19 +487,8 @@ class Connection:
             "bytes_recv": self.bytes_received,
             "segs_sent": self.segments_sent,
             "segs_recv": self.segments_received,
-            "retransmits": sender.retransmits,
-            "fast_retx": sender.fast_retransmits,
             "sack_sent": self.sacks_sent,
             "sack_recv": self.sacks_received,
-            "dup_acks": sender.duplicate_acks,
-            "cong_win": int(sender.congestion.cwnd),
-            "ssthresh": sender.congestion.ssthresh,
-            "in_flight": sender.queue.in_flight + fin_out,
-            "unacked": sender.queue.outstanding + fin_out,
-            "ooo_buf": receiver.data.early_count,
-            "recv_win": receiver.data.window * 4096,
-            "peer_recv_win": sender.snd_wnd * SEGMENT,
-            "in_recovery": bool(sender.queue.lost_count),
-            "srtt_ms": round(sender.rtt.srtt * 1000, 3),
-            "rttvar_ms": round(sender.rtt.rttvar * 1000, 3),
+            **self._sender.row(fin_out=self._closing.fin_is_out and self.state is State.FIN_WAIT),
+            **self._receiver.row(),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 from pilot_trio.proto.stream.reassembly import Reassembly
 from pilot_trio.proto.stream.settings import (
@@ -139,3 +139,7 @@ class Receiver:
         """Discard what is there and what comes: nobody will read it."""
         self.is_open = False
         self.data.discard()
+
+    def row(self) -> dict[str, Any]:
+        """Return this half's part of the connection list's row; clients are told the window in units of 4096."""
+        return {"ooo_buf": self.data.early_count, "recv_win": self.data.window * 4096}

@@ -6,7 +6,7 @@ It knows positions, which are sequence numbers that do not wrap, and segments; n
 from __future__ import annotations
 
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 from pilot_trio.proto.stream.budget import STREAM_SHARE, Budget
 from pilot_trio.proto.stream.congestion import Congestion
@@ -346,6 +346,22 @@ class Sender:
         self.retransmit_at = now + min(RTO_MAX, self.rtt.rto * self._backoff)
         self._count()
         return True
+
+    def row(self, *, fin_out: bool) -> dict[str, Any]:
+        """Return this half's part of the connection list's row; `fin_out`: a FIN is out, which counts as a segment."""
+        return {
+            "retransmits": self.retransmits,
+            "fast_retx": self.fast_retransmits,
+            "dup_acks": self.duplicate_acks,
+            "cong_win": int(self.congestion.cwnd),
+            "ssthresh": self.congestion.ssthresh,
+            "in_flight": self.queue.in_flight + fin_out,
+            "unacked": self.queue.outstanding + fin_out,
+            "peer_recv_win": self.snd_wnd * SEGMENT,
+            "in_recovery": bool(self.queue.lost_count),
+            "srtt_ms": round(self.rtt.srtt * 1000, 3),
+            "rttvar_ms": round(self.rtt.rttvar * 1000, 3),
+        }
 
     def stop(self) -> None:
         """Forget what is out and what was written, and give the budget back."""
