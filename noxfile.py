@@ -17,7 +17,7 @@ nox.options.default_venv_backend = "virtualenv"
 PYTHONS = ["3.11", "3.12", "3.13"]
 
 OVERLAY_SEEDS = "tests/testing/test_overlay_seeds.py"
-SEEDS = 1_000  # of simulated overlays in every run; what the interpreters' own sessions add is a sample of them
+SEEDS = 1_000  # of simulated overlays in every run
 SEEDS_NIGHTLY = 20_000  # new ones every night: an hour and a half of computing
 
 
@@ -49,16 +49,16 @@ def trio_typing(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Everything that needs no foreign program, on every interpreter found."""
+    """What needs no foreign program and may differ between interpreters, on each that is found."""
     session.install("-e", ".[test]")
-    session.run("pytest", "-n", "auto", "-m", "not interop", *session.posargs)
+    session.run("pytest", "-n", "auto", "-m", "not interop and not simulation", *session.posargs)
 
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """Simulated overlays on bad networks, a thousand seeds, on one interpreter."""
+    """Simulated networks: scenarios, shared paths, and a thousand seeds, on one interpreter."""
     session.install("-e", ".[test]")
-    session.run("pytest", "-n", "auto", OVERLAY_SEEDS, f"--seeds=0-{SEEDS - 1}", *session.posargs)
+    session.run("pytest", "-n", "auto", "-m", "simulation", f"--seeds=0-{SEEDS - 1}", *session.posargs)
 
 
 @nox.session

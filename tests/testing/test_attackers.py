@@ -15,6 +15,8 @@ from pilot_trio.wire import tunnel
 from pilot_trio.wire.packet import ACK, FIN, RST, STREAM, SYN, Packet
 from tests.testing.overlay import ECHO, content, dial, digest, echo, simulate
 
+pytestmark = pytest.mark.simulation
+
 QUICK = Link(delay=0.02)
 SEEN_MAX = 2000  # datagrams that the attacker remembers
 

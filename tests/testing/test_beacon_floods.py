@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import trio
 
 from pilot_trio.address import NodeId
@@ -11,6 +12,8 @@ from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.testing import Link, NatType, NodeNetwork, SimulatedHost, open_node_network
 from pilot_trio.wire.beacon import Discover, PunchRequest, Relay
 from tests.testing.overlay import content, dial, echo, simulate
+
+pytestmark = pytest.mark.simulation
 
 RATE = 2000  # datagrams a second
 SECONDS = 5

@@ -8,6 +8,8 @@ import trio
 from pilot_trio.testing import Link, NatType, open_node_network
 from tests.testing.overlay import content, dial, echo, simulate
 
+pytestmark = pytest.mark.simulation
+
 DAY = 86_400.0
 
 

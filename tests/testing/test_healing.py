@@ -16,6 +16,8 @@ from pilot_trio.daemon.resolver import Resolver, Route
 from pilot_trio.testing import Link, NatType, NodeNetwork, open_node_network
 from tests.testing.overlay import content, dial, echo, simulate
 
+pytestmark = pytest.mark.simulation
+
 HEALED_WITHIN = 20.0  # seconds; the project promises half a minute
 QUICK = Link(delay=0.02)
 

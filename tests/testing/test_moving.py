@@ -13,6 +13,8 @@ from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.testing import Link, NatType, NodeNetwork, RunningNode, SimulatedNetwork, open_node, open_node_network
 from tests.testing.overlay import ECHO, content, dial, echo, simulate
 
+pytestmark = pytest.mark.simulation
+
 QUICK = Link(delay=0.02)
 ANY = Endpoint("", 0)
 

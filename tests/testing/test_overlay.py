@@ -10,6 +10,8 @@ import trio
 from pilot_trio.testing import Link, NatType, SimulatedNetwork, open_node, open_node_network, run_simulation
 from tests.testing.overlay import ECHO, content, dial, digest, echo, simulate, transfer
 
+pytestmark = pytest.mark.simulation
+
 BAD = {
     "perfect": Link(),
     "far": Link(delay=0.2, jitter=0.05),

@@ -22,6 +22,8 @@ from pilot_trio.errors import PilotError
 from pilot_trio.testing import Link, NatType, NodeNetwork, SimulatedNetwork, open_node_network
 from tests.testing.overlay import content, simulate, streams_open
 
+pytestmark = pytest.mark.simulation
+
 NODES = 3
 FLOWS = 4
 STALL = 180.0  # seconds without a byte; all partitions together are far shorter

@@ -12,6 +12,8 @@ import pytest
 
 from .link import Link, Path
 
+pytestmark = pytest.mark.simulation
+
 TABLE = File(__file__).with_name("netsim_table.txt")
 SIZES = {"own kind": 8 << 20, "reference window": 3 << 20}  # bytes per transfer: enough to leave the start behind
 LOSSES = (0.0, 0.01, 0.05, 0.1)

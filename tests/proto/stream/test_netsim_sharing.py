@@ -10,6 +10,8 @@ from pilot_trio.proto.stream.settings import SEGMENT
 
 from .netsim import Bottleneck, Reno, Stream, fairness
 
+pytestmark = pytest.mark.simulation
+
 RATE = 2e6  # bytes per second
 DELAY = 0.02  # seconds each way
 PATH = RATE * 2 * DELAY  # bytes that the path holds
