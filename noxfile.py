@@ -77,7 +77,8 @@ def interop(session: nox.Session) -> None:
     # A file's tests share programs and ports that they chose, so a file stays in one worker. Some take minutes, which is no
     # reason to dump stacks: a test's own time limit does.
     session.run(
-        *("pytest", "-n", "auto", "--dist", "loadfile", "-m", "interop", "-o", "faulthandler_timeout=0"),
+        *("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"),
+        *("-m", "interop", "-o", "faulthandler_timeout=0"),
         *session.posargs,
         env={"PILOT_TRIO_INTEROP_REQUIRED": "1"},  # else a run without the programs would skip everything and pass
     )

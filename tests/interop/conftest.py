@@ -15,6 +15,8 @@ from tests.interop.go import GoHome, GoPrograms
 GO_VERSION = "1.18.0"  # that of the protocol's documents
 REQUIRED = "PILOT_TRIO_INTEROP_REQUIRED"  # set by `nox -s interop`: there a run without the programs has failed
 
+LONGEST = frozenset({"test_overlay_mixed_network.py"})  # first, lest one worker ends with it while the other waits
+
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.interop)
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
