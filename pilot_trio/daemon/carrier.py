@@ -8,7 +8,7 @@ acknowledgment and one wake-up per connection, and one write to the socket.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Protocol
 from weakref import WeakValueDictionary
@@ -21,7 +21,6 @@ from pilot_trio.daemon.admission import Admission, CheckTrust, TrustGate
 from pilot_trio.daemon.connection import Connection, ConnState
 from pilot_trio.daemon.dialling import KEY_WAIT, Dial, Paths, Resolver
 from pilot_trio.daemon.events import EventBus
-from pilot_trio.daemon.packet_run import PacketRun
 from pilot_trio.daemon.port_listener import PortListener
 from pilot_trio.daemon.remote_stream import RemoteConnection
 from pilot_trio.daemon.state import NodeState
@@ -101,7 +100,7 @@ class TunnelCarrier(Carrier):
         self._budgets: WeakValueDictionary[int, Budget] = WeakValueDictionary()
         self._connections: dict[_Key, RemoteConnection] = {}
         self._open_to: dict[int, int] = {}  # {node: connections that are not finished}
-        self._touched: dict[RemoteConnection, None] = {}
+        self._touched: list[RemoteConnection] = []  # to be advanced when the turn ends; each knows that it is in here
         self._datagrams: dict[int, list[bytes]] = {}  # {node: encoded ones taken in this turn}
         self._nursery: trio.Nursery | None = None
         self.turn: Final = Turn(self._settle)
@@ -236,28 +235,30 @@ class TunnelCarrier(Carrier):
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
-    def receive(self, batch: Iterable[tuple[int, Packet]]) -> None:
+    def receive(self, batch: Sequence[tuple[int, Packet]]) -> None:
         """Work in the packets of one read of the socket, all of them authenticated."""
         with self.turn:
-            run = PacketRun(trio.current_time())
-            for node, packet in batch:
-                if run.takes(packet):
-                    continue
-                run.finish()
+            now = trio.current_time()
+            at, end = 0, len(batch)
+            while at < end:
+                node, packet = batch[at]
+                at += 1
                 if packet.protocol == STREAM:
-                    self._on_stream_packet(node, packet, run)
+                    key = (packet.destination_port, packet.source, packet.source_port)
+                    connection = self._connections.get(key)
+                    if packet.flags & (SYN | ACK) == SYN and (connection is None or _gives_way(connection)):
+                        self.admission.on_syn(node, packet)
+                    elif connection is not None:
+                        first = at
+                        while at < end and _goes_on(packet, batch[at][1]):
+                            at += 1
+                        self._touch(connection)
+                        if at == first:
+                            connection.machine.receive_packet(packet, now)
+                        else:
+                            connection.machine.receive_packets([packet for _, packet in batch[first - 1 : at]], now)
                 elif packet.protocol == DATAGRAM:
                     self._on_datagram(node, packet)
-            run.finish()
-
-    def _on_stream_packet(self, node: int, packet: Packet, run: PacketRun) -> None:
-        key = (packet.destination_port, packet.source, packet.source_port)
-        connection = self._connections.get(key)
-        if packet.flags & (SYN | ACK) == SYN and (connection is None or _gives_way(connection)):
-            self.admission.on_syn(node, packet)
-        elif connection is not None:
-            run.start(connection, packet)
-            self._touched[connection] = None
 
     def _on_datagram(self, node: int, packet: Packet) -> None:
         if self.admission.admits_datagrams(node):
@@ -281,7 +282,7 @@ class TunnelCarrier(Carrier):
                 local, remote = connection.local, connection.remote
                 reset = Packet(RST, STREAM, remote.address, local.address, remote.port, local.port)
                 connection.machine.receive_packet(reset, trio.current_time())
-                self._touched[connection] = None
+                self._touch(connection)
 
     def repeat_now(self, node: int) -> None:
         """Let streams to a node go on at once: its path was dead, and they would wait for timeouts that have grown long."""
@@ -293,7 +294,7 @@ class TunnelCarrier(Carrier):
         machine = Machine.accepting(syn, trio.current_time(), self._settings, self._budget(node))
         connection = self._add(machine, listener.owner, dialled=False)
         connection.announce()
-        self._touched[connection] = None
+        self._touch(connection)
         self._table.announce(connection)
         listener.deliver(connection)
 
@@ -335,16 +336,22 @@ class TunnelCarrier(Carrier):
             if self._datagrams:
                 self._send_datagrams()
             while self._touched:
-                ready: dict[RemoteConnection, None] = {}
-                while self._touched:
-                    touched, self._touched = self._touched, {}
-                    ready.update(touched)
-                    for connection in touched:
-                        if connection.has_news:
-                            self._tell(connection)
+                touched = self._touched
+                for connection in touched:  # it may grow meanwhile
+                    if connection.machine.events or connection.machine.state is not connection.followed:
+                        self._tell(connection)
+                self._touched = []
+                for connection in touched:
+                    connection.touched = False
                 now = trio.current_time()
-                for connection in ready:
+                for connection in touched:
                     self._advance(connection, now)
+
+    def _touch(self, connection: RemoteConnection) -> None:
+        """Have a connection advanced when the turn ends."""
+        if not connection.touched:
+            connection.touched = True
+            self._touched.append(connection)
 
     def _tell(self, connection: RemoteConnection) -> None:
         try:
@@ -368,10 +375,12 @@ class TunnelCarrier(Carrier):
     def _pump(self, connection: RemoteConnection) -> None:
         """Advance a connection: now, or at the end of the turn that is under way."""
         if self.turn.depth:
-            self._touched[connection] = None
+            if not connection.touched:
+                connection.touched = True
+                self._touched.append(connection)
         else:
             with self.turn:
-                self._touched[connection] = None
+                self._touch(connection)
 
     def _advance(self, connection: RemoteConnection, now: float) -> None:
         """The only way on for a stream machine: its packets to the tunnel, its events to whoever waits, its deadline."""
@@ -383,7 +392,7 @@ class TunnelCarrier(Carrier):
         except TunnelError as exc:
             # A segment has a number and is sent again; what ends a dial ends it by its own clock.
             _log.debug("packet not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
-        if connection.has_news:
+        if machine.events or machine.state is not connection.followed:
             self._tell(connection)
         if machine.state is MachineState.CLOSED:
             self._forget(connection)
@@ -413,6 +422,17 @@ class TunnelCarrier(Carrier):
 
 def _key(connection: Connection) -> _Key:
     return (connection.local.port, connection.remote.address, connection.remote.port)
+
+
+def _goes_on(first: Packet, packet: Packet) -> bool:
+    """Say whether a packet is of the same stream as another, and has no flag that may end or begin anything."""
+    return (
+        packet.source_port == first.source_port
+        and packet.destination_port == first.destination_port
+        and packet.flags == ACK
+        and packet.protocol == STREAM
+        and packet.source == first.source
+    )
 
 
 def _gives_way(connection: RemoteConnection) -> bool:

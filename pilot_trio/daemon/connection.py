@@ -109,6 +109,11 @@ class Connection(abc.ABC):
     def settled(self) -> bool:
         """True once nothing is left that anybody may want: no unread bytes, nothing unsent."""
 
+    @property
+    @abc.abstractmethod
+    def has_input(self) -> bool:
+        """Whether `receive_nowait` has something to say. Cheaper than a call in vain, which takes an exception."""
+
     @abc.abstractmethod
     def write_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Take what there is room for, in order; return how many bytes that were, 0 if the send buffer is full.

@@ -58,6 +58,10 @@ class LocalConnection(Connection):
         return not self._unread
 
     @property
+    def has_input(self) -> bool:
+        return bool(self._unread) or self._closed_here or self._state.ended
+
+    @property
     def _room(self) -> int:
         return LOCAL_BUFFER_MAX - len(self._unread)
 

@@ -51,30 +51,29 @@ class RemoteConnection(Connection):
         self.machine: Final = machine
         self.on_answer: Callable[[], None] | None = None  # called when a dial is over, one way or the other
         self.refused = False
+        self.touched = False  # the carrier will advance it when its turn ends
         self.forgotten = False  # the carrier's tables have nothing of it any more
         self.timer: Final = timers.timer(self._on_due)
         self._pump = pump
-        self._followed = State.SYN_SENT  # the machine's state that was acted upon last
+        self.followed = State.SYN_SENT  # the machine's state that was acted upon last
         self._closed_here = False
         self._broke = False  # the end came before the peer's was reached
 
     def announce(self) -> None:
         """Tell whoever follows this connection that it is established; an accepting one is from the start."""
-        self._follow_machine()
+        self._follow(self.machine.state)
 
     @property
     def settled(self) -> bool:
         return not self.machine.readable
 
     @property
-    def bytes_received(self) -> int:
-        return self.machine.bytes_received
+    def has_input(self) -> bool:
+        return self.machine.has_input or self._broke or self._closed_here
 
     @property
-    def has_news(self) -> bool:
-        """Whether `deliver_events` has anything to do."""
-        machine = self.machine
-        return bool(machine.events) or machine.state is not self._followed
+    def bytes_received(self) -> int:
+        return self.machine.bytes_received
 
     def repeat_now(self) -> None:
         """Send again now what waits for a timeout: the path was dead and is no more."""
@@ -86,9 +85,10 @@ class RemoteConnection(Connection):
         self._pump(self)
 
     def deliver_events(self) -> None:
-        """Act on what the machine has to say; part of the pump."""
+        """Act on what the machine has to say; part of the pump. To be called if it has events, or another state."""
         readable = False
-        events = self.machine.events
+        machine = self.machine
+        events = machine.events
         while events:
             event = events.popleft()
             if event is Event.READABLE or event is Event.END_OF_STREAM:
@@ -105,15 +105,11 @@ class RemoteConnection(Connection):
                 self.expiry = _EXPIRIES.get(event, "")
         if readable:  # only now: a break is announced after the end of the stream, and has to be heard before it
             self._wake_readers()
-        self._follow_machine()
-
-    def _follow_machine(self) -> None:
-        if self.machine.state is self._followed:
-            return  # nearly always
-        self._follow(self.machine.state)
+        if machine.state is not self.followed:
+            self._follow(machine.state)
 
     def _follow(self, machine_state: State) -> None:
-        self._followed = machine_state
+        self.followed = machine_state
         state = _STATES[machine_state]
         # A row in TIME_WAIT is the table's from then on: unread bytes outlive the machine's own timer.
         if state is not self._state and self._state is not ConnState.TIME_WAIT:
@@ -132,8 +128,8 @@ class RemoteConnection(Connection):
         self._pump(self)
 
     def write_nowait(self, data: bytes | bytearray | memoryview) -> int:
-        self._check_open()
-        if self._state is not ConnState.ESTABLISHED:
+        if self._closed_here or self._state is not ConnState.ESTABLISHED:
+            self._check_open()
             raise trio.BrokenResourceError("the stream has ended")
         taken = self.machine.write(memoryview(data))
         if taken:
@@ -141,7 +137,8 @@ class RemoteConnection(Connection):
         return taken
 
     def receive_nowait(self, max_bytes: int) -> bytes:
-        self._check_open()
+        if self._closed_here:
+            self._check_open()
         data = self.machine.read(max_bytes)
         if data:
             if self.machine.owes_acknowledgment:

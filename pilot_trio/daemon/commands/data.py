@@ -279,14 +279,8 @@ class _Pusher:
         client, connection = self._client, self._connection
         while not self._waiting:
             room = client.room
-            if client.closed:
-                # Nobody is left to read it; an open stream without a reader would stall its peer.
-                connection.detach()
-                connection.close()
-                return
             if not room:
-                self._waiting = True
-                client.when_room(self._on_room)
+                self._wait()
                 return
             try:
                 data = connection.receive_nowait(min(room - RECV_HEADER, RECV_DATA_MAX))
@@ -302,6 +296,17 @@ class _Pusher:
                 client.post(ipc.encode_conn(Code.CLOSE_OK, connection.conn_id))
                 return
             client.post(ipc.encode_conn(Code.RECV, connection.conn_id, data))
+            if not connection.has_input:
+                return
+
+    def _wait(self) -> None:
+        if self._client.closed:
+            # Nobody is left to read it; an open stream without a reader would stall its peer.
+            self._connection.detach()
+            self._connection.close()
+        else:
+            self._waiting = True
+            self._client.when_room(self._on_room)
 
     def _on_room(self) -> None:
         self._waiting = False

@@ -24,7 +24,7 @@ from pilot_trio.proto.stream.liveness import Liveness, Verdict
 from pilot_trio.proto.stream.outbox import Outbox
 from pilot_trio.proto.stream.receiver import Receiver
 from pilot_trio.proto.stream.sender import Sender
-from pilot_trio.proto.stream.settings import SEGMENT, SEND_BUFFER, StreamSettings
+from pilot_trio.proto.stream.settings import SEGMENT, SEND_BUFFER, WINDOW_UPDATE_BELOW, StreamSettings
 from pilot_trio.proto.stream.states import Event as Event
 from pilot_trio.proto.stream.states import State as State
 from pilot_trio.wire import sack
@@ -112,6 +112,12 @@ class Connection:
         return not self._receiver.is_open
 
     @property
+    def has_input(self) -> bool:
+        """True while something is readable, and for ever when nothing will become so any more."""
+        receiver = self._receiver
+        return receiver.data.queued_bytes > 0 or not receiver.is_open
+
+    @property
     def owes_acknowledgment(self) -> bool:
         """True while a packet is waiting to be asked for: reading may have opened the window again."""
         return self._receiver.owed > 0
@@ -137,7 +143,11 @@ class Connection:
 
     def read(self, max_bytes: int) -> bytes:
         """Take bytes that arrived; `b""` if there are none (see `ended`). May open the window (see `owes_acknowledgment`)."""
-        return self._receiver.read(max_bytes)
+        receiver = self._receiver
+        data = receiver.data.read(max_bytes)
+        if data and receiver.advertised < WINDOW_UPDATE_BELOW:
+            receiver.on_read()
+        return data
 
     def close(self, now: float) -> None:
         """Send what was written, then the FIN; what arrives from now on is discarded. May be called again."""

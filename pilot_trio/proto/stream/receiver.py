@@ -115,14 +115,12 @@ class Receiver:
         self._most = SEGMENTS_PER_ACK
         self.owe()
 
-    def read(self, max_bytes: int) -> bytes:
-        """Take bytes that arrived. Owes an acknowledgment if the peer was told that there is hardly room, and there is."""
-        data = self.data.read(max_bytes)
-        if data and self.is_open and self.advertised < WINDOW_UPDATE_BELOW:
+    def on_read(self) -> None:
+        """Owe an acknowledgment if the peer was told that there is hardly room, and now that bytes were read there is."""
+        if self.is_open and self.advertised < WINDOW_UPDATE_BELOW:
             grown = self.data.window - self.advertised
             if grown >= RECEIVE_SLOTS // 4 or not self.data.queued_bytes:
                 self.owe()
-        return data
 
     def window_field(self) -> int:
         """Return the window to advertise in the packet that is being made."""
