@@ -29,7 +29,6 @@ from pilot_trio.proto.tunnel.settings import (
     KEY_FRAME_RATE,
     KEYS_MAX,
     NEGATIVE_TIME,
-    PATH_PROBE,
     REKEY_GAP,
     RELAYED_FIRST_TIME,
     SOURCES_MAX,
@@ -332,7 +331,7 @@ class KeyExchanges:
 
     def _probe(self, peer: Peer, to: Addr) -> None:
         assert peer.session is not None
-        probe = path_probe(self._core.node_id, peer.node, PATH_PROBE)
+        probe = path_probe(self._core.node_id, peer.node)
         self._core.write_direct(peer.session.seal(probe.encode()), to)
         self._core.traffic.sealed += 1
 

@@ -11,7 +11,7 @@ from pilot_trio.proto.tunnel.exchange import KeyExchanges
 from pilot_trio.proto.tunnel.route import PEER_RELAYS
 from pilot_trio.proto.tunnel.sealed import Received, SealedPackets
 from pilot_trio.proto.tunnel.settings import PUNCHES
-from pilot_trio.proto.tunnel.upkeep_packets import is_swallowed
+from pilot_trio.proto.tunnel.upkeep_packets import is_swallowed, is_upkeep
 from pilot_trio.wire import beacon, tunnel
 from pilot_trio.wire import packet as packets
 from pilot_trio.wire.packet import CONTROL, HEADER_SIZE
@@ -110,7 +110,8 @@ class Inbound:
         core.count_received(peer, 1, len(data), now)
         if is_swallowed(packet):
             return
-        peer.used_at = now
+        if not is_upkeep(packet):
+            peer.used_at = now
         if packet.protocol == CONTROL:
             core.events.append(ControlArrived(node, packet))
         else:

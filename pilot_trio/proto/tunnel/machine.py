@@ -26,6 +26,7 @@ from pilot_trio.proto.tunnel.sealed import Received, SealedPackets
 from pilot_trio.proto.tunnel.settings import IDLE_AFTER, TunnelSettings
 from pilot_trio.proto.tunnel.succession import Succession
 from pilot_trio.proto.tunnel.upkeep import Upkeep
+from pilot_trio.proto.tunnel.upkeep_packets import is_upkeep
 from pilot_trio.wire.packet import STREAM, Packet
 
 __all__ = ["DIAL_FALLBACK", "Received", "RouteAnswer", "TunnelMachine"]
@@ -192,7 +193,9 @@ class TunnelMachine:
         Raises:
           TunnelError: it was not taken; the text is for clients.
         """
-        self._outbound.send(node, (packet.encode(),), now, salvage=packet.protocol != STREAM)
+        upkeep = is_upkeep(packet)
+        salvage = packet.protocol != STREAM and not upkeep
+        self._outbound.send(node, (packet.encode(),), now, salvage=salvage, upkeep=upkeep)
 
     def send_packets(self, node: int, packets: Sequence[bytes], now: float, *, salvage: bool = False) -> None:
         """Seal and send encoded packets, in this order, or keep them until there is a key (§8).

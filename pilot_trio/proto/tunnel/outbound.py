@@ -22,13 +22,14 @@ class Outbound:
         self._core = core
         self._exchanges = exchanges
 
-    def send(self, node: int, packets: Sequence[bytes], now: float, *, salvage: bool) -> None:
-        """Do what `TunnelMachine.send_packets` says."""
+    def send(self, node: int, packets: Sequence[bytes], now: float, *, salvage: bool, upkeep: bool = False) -> None:
+        """Do what `TunnelMachine.send_packets` says. `upkeep`: none of it is use of the tunnel, or wants an answer."""
         core = self._core
         peer = core.peers.get(node)
         if peer is None:
             raise NoTunnel(node)
-        peer.used_at = now
+        if not upkeep:
+            peer.used_at = now
         session = peer.session
         if not core.settings.encrypt:
             core.write_all(peer, [tunnel.PILT + packet for packet in packets], now)
@@ -37,7 +38,7 @@ class Outbound:
         else:
             if salvage:
                 session.remember(packets, now)
-            if peer.doubt_at == inf and _wants_answer(packets):
+            if peer.doubt_at == inf and not upkeep and _wants_answer(packets):
                 peer.asked_at, peer.doubt_at = now, now + DOUBT_AFTER
                 core.touch(peer)
             core.write_all(peer, session.seal_run(packets), now)

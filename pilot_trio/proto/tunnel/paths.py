@@ -17,7 +17,6 @@ from pilot_trio.proto.tunnel.events import Addr, RouteNeeded
 from pilot_trio.proto.tunnel.peer import Peer
 from pilot_trio.proto.tunnel.settings import (
     DOUBT_GAPS,
-    PATH_PROBE,
     RESOLVE_GAP,
     UPGRADE_INTERVAL,
     UPGRADE_PROBE_GAP,
@@ -77,7 +76,7 @@ class Paths:
         else:
             # Not everything is answered, a datagram for one. A single probe tells a silent peer from a dead path.
             self._wait_for_answer(peer, now)
-            self.send_sealed(peer, path_probe(self._core.node_id, peer.node, PATH_PROBE), now)
+            self.send_sealed(peer, path_probe(self._core.node_id, peer.node), now)
 
     def _wait_for_answer(self, peer: Peer, now: float) -> None:
         peer.doubt_at = now + DOUBT_GAPS[peer.doubts]
@@ -87,7 +86,7 @@ class Paths:
     def _ask_everywhere(self, peer: Peer, now: float, *, resolve: bool) -> None:
         core, route = self._core, peer.route
         self._wait_for_answer(peer, now)
-        probe = path_probe(core.node_id, peer.node, PATH_PROBE)
+        probe = path_probe(core.node_id, peer.node)
         self.send_sealed(peer, probe, now)
         if not route.relay:
             if core.beacon is not None and peer.session is not None:
@@ -105,7 +104,7 @@ class Paths:
         if peer.route.relay:
             self.start_upgrade(peer, to, now)
         elif peer.doubts and to != peer.route.address:
-            self.send_directly(peer, path_probe(self._core.node_id, peer.node, PATH_PROBE), to)
+            self.send_directly(peer, path_probe(self._core.node_id, peer.node), to)
 
     # --- from relay to direct ----------------------------------------------------------------------------------------
 
@@ -144,7 +143,7 @@ class Paths:
             peer.upgrade_probes = 0
             return
         for endpoint in peer.upgrade_to:
-            self.send_directly(peer, path_probe(core.node_id, peer.node, PATH_PROBE), endpoint)
+            self.send_directly(peer, path_probe(core.node_id, peer.node), endpoint)
         peer.upgrade_probes -= 1
         if peer.upgrade_probes:
             peer.upgrade_probe_at = now + UPGRADE_PROBE_GAP

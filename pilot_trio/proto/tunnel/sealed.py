@@ -26,7 +26,7 @@ from pilot_trio.proto.tunnel.route import PEER_RELAYS
 from pilot_trio.proto.tunnel.session import Session
 from pilot_trio.proto.tunnel.settings import EARLY_TIME, RELAYED_PATIENCE, TEARDOWN_GAP
 from pilot_trio.proto.tunnel.succession import Succession
-from pilot_trio.proto.tunnel.upkeep_packets import is_swallowed
+from pilot_trio.proto.tunnel.upkeep_packets import is_swallowed, is_upkeep
 from pilot_trio.wire import packet as packets
 from pilot_trio.wire import tunnel
 from pilot_trio.wire.packet import CONTROL, HEADER_SIZE, Packet
@@ -117,7 +117,8 @@ class SealedPackets:
                 last = source
                 received.append((node, packet))
             elif not is_swallowed(packet):
-                peer.used_at = now
+                if not is_upkeep(packet):
+                    peer.used_at = now
                 self._core.events.append(ControlArrived(node, packet))
         if len(received) > before:
             peer.used_at = now

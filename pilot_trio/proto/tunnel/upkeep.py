@@ -23,7 +23,6 @@ from pilot_trio.proto.tunnel.settings import (
     KEEPALIVE_AFTER,
     LOOK_GAP,
     OVERDUE_GAP,
-    PATH_PROBE,
     PROBE_AFTER,
     PROBE_INTERVAL,
     PROBE_PAUSE,
@@ -172,7 +171,7 @@ class Upkeep:
             return
         peer.probes += 1
         peer.probe_at = now
-        self._paths.send_sealed(peer, path_probe(self._core.node_id, peer.node, PATH_PROBE), now)
+        self._paths.send_sealed(peer, path_probe(self._core.node_id, peer.node), now)
 
 
 def _watch_at(peer: Peer) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pilot_trio.address import Address, NetworkId, NodeId
+from pilot_trio.proto.tunnel.settings import PATH_PROBE
 from pilot_trio.wire.packet import ACK, CONTROL, Packet
 
 
-def path_probe(own: int, peer: int, payload: bytes) -> Packet:
+def path_probe(own: int, peer: int) -> Packet:
     """A packet that any peer answers: the answer shows that the path works, both ways."""
-    return Packet(0, CONTROL, _backbone(own), _backbone(peer), 0, 0, payload=payload)
+    return Packet(0, CONTROL, _backbone(own), _backbone(peer), 0, 0, payload=PATH_PROBE)
 
 
 def keepalive(own: int) -> Packet:
@@ -44,6 +45,11 @@ def pong(asked: Packet, own: int) -> Packet | None:
 def is_swallowed(packet: Packet) -> bool:
     """Say whether a packet ends in the tunnel: any control packet to port 0 without payload."""
     return packet.protocol == CONTROL and packet.destination_port == 0 and not packet.payload
+
+
+def is_upkeep(packet: Packet) -> bool:
+    """Say whether a packet is a path probe or the answer to one: a sign of life, but no use of the tunnel (§11.5)."""
+    return packet.protocol == CONTROL and packet.payload == PATH_PROBE
 
 
 def _backbone(node: int) -> Address:

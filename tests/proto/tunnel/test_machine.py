@@ -530,6 +530,24 @@ def test_idle_peers_are_let_go_and_forgotten() -> None:
     net.connect()
 
 
+def test_path_probes_and_their_answers_are_no_use_of_a_tunnel() -> None:
+    net = Net(answers=True)
+    net.connect()
+    keepalive_size = tunnel.PILS_HEADER + packets.HEADER_SIZE + tunnel.TAG_SIZE
+    # Keepalives of one side get lost, so the other side hears nothing and probes.
+    net.filter = lambda source, to, data: source != net[1].addr or len(data) > keepalive_size
+    net.send(1, 2)
+    net.sent.clear()
+    net.advance(120)
+    assert any(source == net[2].addr and len(data) > keepalive_size for source, _, data in net.sent)
+    net.advance(10)
+    net.sent.clear()
+    net.advance(300)
+    assert net.sent == []
+    assert not net[1].machine.knows(2)
+    assert not net[2].machine.knows(1)
+
+
 def test_a_peer_that_repeats_its_key_frame_for_an_hour_costs_one_event_each_and_nothing_else() -> None:
     net = Net()
     net.connect()
