@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +137,28 @@ def test_a_flow_makes_the_packets_that_it_is_asked_for(packet: Packet, size: int
     destination = SocketAddress(packet.destination, Port(packet.destination_port))
     flow = Flow(source, destination, size)
     assert flow.packet(packet.flags, packet.seq, packet.ack, packet.window, packet.payload) == packet.encode()
+
+
+# The checksum
+
+
+@given(st.binary(max_size=9000), st.binary(max_size=300))
+def test_the_fast_checksum_is_the_systems(data: bytes, more: bytes) -> None:
+    assert packet.crc32(data) == zlib.crc32(data)
+    assert packet.crc32(memoryview(data)) == zlib.crc32(data)
+    assert packet.crc32(more, packet.crc32(data)) == zlib.crc32(data + more)
+
+
+def test_without_the_fast_checksum_packets_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zlib_ng.zlib_ng", None)  # as where there is no wheel for the machine
+    spec = importlib.util.find_spec(packet.__name__)
+    assert spec is not None
+    assert spec.loader is not None
+    plain = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plain)
+    assert plain.crc32 is zlib.crc32
+    for vector in VECTORS["packets"]:
+        if vector["expect"] != "drop":
+            raw = bytes.fromhex(vector["packet_hex"])
+            assert plain.decode(raw) == packet.decode(raw)
+            assert plain.decode(raw).encode() == packet.decode(raw).encode()
