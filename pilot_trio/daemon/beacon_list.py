@@ -13,7 +13,7 @@ from pilot_trio.errors import RegistryError
 from pilot_trio.net import files
 from pilot_trio.net.addresses import is_literal, is_public
 from pilot_trio.net.endpoint import Endpoint
-from pilot_trio.proto.directory.times import parse_rfc3339, rfc3339
+from pilot_trio.wire.times import parse_rfc3339, rfc3339
 
 BEACONS_MAX: Final = 64  # beacons to choose from; a registry that lists more is not worth following
 CACHE_TIME: Final = 3600.0  # seconds for which a stored list serves; protocol, `spec/tunnel.md` §13.5

@@ -19,7 +19,7 @@ from pilot_trio.daemon.interfaces import Registry
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.errors import CommandError, DecodeError, RegistryError
 from pilot_trio.proto.policy import PolicyDocument, parse_policy
-from pilot_trio.proto.trust_file import format_time
+from pilot_trio.wire.times import rfc3339
 
 RECONCILE_INTERVAL: Final = 5.0  # seconds between looks at a network's members; protocol, `spec/services.md` §7.3
 CYCLE_TIMEOUT: Final = 5.0  # seconds for a cycle that a client asked for; protocol, `spec/ipc.md` §5.7
@@ -140,7 +140,7 @@ class ManagedNetworks:
             "engine": "policy",
             "peers": runner.peers,
             "cycle_num": runner.cycle_num,
-            "joined_at": format_time(runner.joined_at),
+            "joined_at": rfc3339(runner.joined_at),
         }
 
     async def cycle(self, network: int) -> dict[str, Any]:

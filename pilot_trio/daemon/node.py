@@ -36,6 +36,7 @@ from pilot_trio.daemon.dispatch import CommandTable
 from pilot_trio.daemon.enrolment import Enrolment, EnrolmentStatistics
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.homedir import Home, open_home, sole_use
+from pilot_trio.daemon.hostname_cache import HostnameCache
 from pilot_trio.daemon.ipc import IPCServer, IPCStatistics
 from pilot_trio.daemon.key_rotation import KeyRotation
 from pilot_trio.daemon.managed import ManagedNetworks
@@ -114,7 +115,8 @@ class Node:
         # One connection is for the node's own upkeep: heartbeats must not wait behind what local clients ask for.
         self.upkeep: Final = connect(connections=1)
         self.registry: Final = connect(connections=max(1, config.registry.connections - 1))
-        self.resolver: Final = Resolver(self.registry, self.state)
+        self.hostnames: Final = HostnameCache(home.file("hostname_cache.json"), network.wall_time)
+        self.resolver: Final = Resolver(self.registry, self.state, self.hostnames)
         self.rotation: Final = KeyRotation(self.state, self.registry, config.identity, network.random_bytes)
         self.managed: Final = ManagedNetworks(self.state, self.registry, config.admin_token, network.wall_time)
         self.networks: Final = Networks(
@@ -272,6 +274,7 @@ class Node:
         async with trio.open_nursery() as nursery:
             try:
                 self._serve_ports(nursery)
+                await nursery.start(self.hostnames.run)
                 await nursery.start(self.trust.run)
                 await nursery.start(self.managed.run)
                 nursery.start_soon(self.enrolment.run)

@@ -16,20 +16,16 @@ import trio
 from pilot_trio.address import NodeId
 from pilot_trio.crypto.identity import KEY_SIZE
 from pilot_trio.daemon.coalescing import Coalescer
+from pilot_trio.daemon.hostname_cache import HostnameCache
 from pilot_trio.daemon.interfaces import Registry
 from pilot_trio.daemon.state import NodeState
-from pilot_trio.daemon.timed_cache import TimedCache
+from pilot_trio.daemon.timed_cache import FRESH, STALE, TimedCache
 from pilot_trio.errors import NoRoute, RegistryError, RegistryUnavailable
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.registry.client import INTERACTIVE_TIMEOUT
 from pilot_trio.wire.registry import Message, node_text, resolve_text
 
-FRESH: Final = 60.0  # seconds during which a name or route is not asked for again; protocol, `spec/ipc.md` §5.4
-STALE: Final = (
-    3600.0  # seconds during which it serves while the registry is unreachable; protocol, `spec/registry.md` §4.4
-)
 OWN_RECORD_FRESH: Final = 1.0  # seconds; `info` and its like ask for the own record each time; protocol, §6.2
-HOSTNAMES_MAX: Final = 4096  # names remembered; a client that resolves at random must not fill the memory
 ROUTES_MAX: Final = 16_384  # routes remembered; more peers than a node talks to within an hour
 
 
@@ -43,12 +39,18 @@ class Route:
 
 
 class Resolver:
-    """Lookups for one node. Every call ends within 8 seconds and may be cancelled anywhere."""
+    """Lookups for one node. Every call ends within 8 seconds and may be cancelled anywhere.
 
-    def __init__(self, registry: Registry, state: NodeState) -> None:
+    Args:
+      registry: whom to ask.
+      state: who asks.
+      hostnames: what is known of names; None: nothing yet, and nothing is kept.
+    """
+
+    def __init__(self, registry: Registry, state: NodeState, hostnames: HostnameCache | None = None) -> None:
         self._registry = registry
         self._state = state
-        self._hostnames: TimedCache[str, Message] = TimedCache(HOSTNAMES_MAX)
+        self._hostnames = hostnames or HostnameCache()
         self._routes: TimedCache[NodeId, Route] = TimedCache(ROUTES_MAX)
         self._own_record: TimedCache[NodeId, Message] = TimedCache(1)
         self._hostname_questions = Coalescer(self._ask_hostname)
@@ -59,19 +61,19 @@ class Resolver:
         Raises:
           RegistryError: there is no such name for us, or the registry gave no answer.
         """
-        if (known := self._hostnames.get(name, trio.current_time(), FRESH)) is not None:
+        if (known := self._hostnames.get(name, FRESH)) is not None:
             return known
         try:
             answer = await self._ask_hostname_once(name)
         except RegistryUnavailable:
-            if (known := self._hostnames.get(name, trio.current_time(), STALE)) is not None:
+            if (known := self._hostnames.get(name, STALE)) is not None:
                 return known
             raise
         except RegistryError:
             self._hostnames.forget(name)
             raise
         if answer.get("node_id") != self._state.node_id:
-            self._hostnames.put(name, answer, trio.current_time())
+            self._hostnames.put(name, answer)
         return answer
 
     async def resolve(self, node: int) -> Route:

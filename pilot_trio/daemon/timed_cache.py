@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
-from typing import Generic, TypeVar
+from collections.abc import Hashable, Iterator
+from typing import Final, Generic, TypeVar
+
+FRESH: Final = 60.0  # seconds during which the registry is not asked again; protocol, `spec/ipc.md` §5.4
+STALE: Final = (
+    3600.0  # seconds during which an answer serves while it cannot be asked; protocol, `spec/registry.md` §4.4
+)
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -31,6 +36,10 @@ class TimedCache(Generic[K, V]):
         """Return the value if it is younger than `max_age` seconds."""
         entry = self._entries.get(key)
         return entry[1] if entry is not None and now - entry[0] < max_age else None
+
+    def rows(self) -> Iterator[tuple[K, float, V]]:
+        """Yield keys, times and values, the oldest first."""
+        return ((key, at, value) for key, (at, value) in self._entries.items())
 
     def make_older(self, key: K, now: float, age: float) -> None:
         """Take the entry, if there is one, for at least `age` seconds old."""

@@ -1,20 +1,16 @@
-"""Keeps `trust.json` in step with the trust table: one writer, off the loop, coalescing (`spec/services.md` §1.13)."""
+"""Keeps `trust.json` in step with the trust table (`spec/services.md` §1.13)."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
-import trio
-
+from pilot_trio.daemon.saved_file import SavedFile
 from pilot_trio.errors import DecodeError
 from pilot_trio.net import files
 from pilot_trio.proto.trust import TrustTable
 from pilot_trio.proto.trust_file import dump_trust, load_trust
-
-SAVE_RETRY: Final = 5.0  # seconds after a failed save; a full disk is seldom freed sooner
 
 _log = logging.getLogger("pilot_trio.trust")
 
@@ -24,17 +20,17 @@ class TrustStore:
 
     def __init__(self, path: Path | None, table: Callable[[], TrustTable], wall_time: Callable[[], float]) -> None:
         self._path = path
-        self._table = table
         self._wall_time = wall_time
-        self._saved_revision = 0
         self._revision = 0
-        self._wake = trio.Event()
+        self._file = SavedFile(path, lambda: dump_trust(table()), "trust state")
+        self.run = self._file.run
+        self.flush = self._file.flush
 
     def changed(self, revision: int) -> None:
         """Note the table's revision; a new one is written soon."""
         if revision != self._revision:
             self._revision = revision
-            self._wake.set()
+            self._file.changed()
 
     async def load(self) -> TrustTable | None:
         """Return the stored table, None if there is none. An unreadable file is not fatal: trust can be given anew."""
@@ -58,29 +54,3 @@ class TrustStore:
         }
         _log.info("loaded trust state", extra={"kv": counts})
         return table
-
-    async def run(self) -> None:
-        """Write after changes until cancelled; `flush` writes what came last."""
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            if not await self._save():
-                await trio.sleep(SAVE_RETRY)
-                self._wake.set()
-
-    async def flush(self) -> None:
-        """Write what is unwritten, even if cancelled: a write that has begun cannot be, and the file is small."""
-        with trio.CancelScope(shield=True):
-            await self._save()
-
-    async def _save(self) -> bool:
-        if self._path is None or self._saved_revision == self._revision:
-            return True
-        revision, content = self._revision, dump_trust(self._table())
-        try:
-            await files.save(self._path, content)
-        except OSError as exc:
-            _log.warning("trust state not saved", extra={"kv": {"path": str(self._path), "error": str(exc)}})
-            return False
-        self._saved_revision = revision
-        return True

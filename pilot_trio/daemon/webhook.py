@@ -20,6 +20,7 @@ import trio
 from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.errors import CommandError, DecodeError
 from pilot_trio.proto.webhook_url import check_webhook_url
+from pilot_trio.wire.times import rfc3339_nano
 
 log = logging.getLogger("pilot_trio.daemon.webhook")
 
@@ -113,7 +114,7 @@ class Webhook:
 
     def _enqueue(self, event: Event) -> None:
         body: dict[str, Any] = {"event_id": self._next_id, "event": event.topic, "node_id": self._node_id()}
-        body["timestamp"] = utc_rfc3339_nano(self._now_ns())
+        body["timestamp"] = rfc3339_nano(self._now_ns())
         if event.data is not None:
             body["data"] = dict(sorted(event.data.items()))
         self._next_id += 1
@@ -166,13 +167,6 @@ class Webhook:
         except (OSError, trio.TooSlowError) as exc:
             log.debug("webhook attempt failed", extra={"kv": {"url": url, "error": repr(exc)}})
             return None
-
-
-def utc_rfc3339_nano(now_ns: int) -> str:
-    """A point in time in UTC, nanoseconds without trailing zeros."""
-    seconds, nanos = divmod(now_ns, 1_000_000_000)
-    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-    return (f"{text}.{nanos:09d}".rstrip("0") if nanos else text) + "Z"
 
 
 async def _http_post(url: str, body: bytes, headers: dict[str, str]) -> int:

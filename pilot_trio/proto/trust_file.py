@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 from pilot_trio.address import NetworkId, NodeId
@@ -13,6 +11,7 @@ from pilot_trio.errors import DecodeError
 from pilot_trio.proto.trust import OUTGOING_MAX, REQUEST_LIFETIME, PendingRequest, TrustedPeer, TrustTable
 from pilot_trio.wire import canonical_json
 from pilot_trio.wire.json_text import member, parse_object
+from pilot_trio.wire.times import parse_rfc3339, rfc3339
 
 _U32_MAX: Final = 0xFFFFFFFF
 _U16_MAX: Final = 0xFFFF
@@ -25,8 +24,8 @@ def dump_trust(table: TrustTable) -> bytes:
     record: dict[str, Any] = {"trusted": [_dump_trusted(peer) for peer in table.trusted.values()] or None}
     lists = {
         "pending": [_dump_pending(request) for request in table.pending.values()],
-        "revoked": [{"node_id": node, "until": format_time(until)} for node, until in table.revoked.items()],
-        "outgoing": [{"node_id": node, "sent_at": format_time(sent)} for node, sent in table.outgoing.items()],
+        "revoked": [{"node_id": node, "until": rfc3339(until)} for node, until in table.revoked.items()],
+        "outgoing": [{"node_id": node, "sent_at": rfc3339(sent)} for node, sent in table.outgoing.items()],
     }
     record.update((name, rows) for name, rows in lists.items() if rows)
     return canonical_json.escape(json.dumps(record, indent=2, ensure_ascii=False))
@@ -57,27 +56,11 @@ def load_trust(content: bytes, now: float) -> tuple[TrustTable, list[str]]:
     return table, skipped
 
 
-def format_time(at: float) -> str:
-    """Return Unix seconds as RFC 3339 in UTC, whole seconds."""
-    return datetime.fromtimestamp(math.floor(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def parse_time(text: str) -> float:
-    """Read RFC 3339 in any zone, fractions allowed; raise `DecodeError`."""
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            raise ValueError("no time zone")
-        return moment.timestamp()
-    except (ValueError, OverflowError) as exc:
-        raise DecodeError(f"not a time: {text!r}") from exc
-
-
 def _dump_trusted(peer: TrustedPeer) -> dict[str, Any]:
     row: dict[str, Any] = {
         "node_id": peer.node_id,
         "public_key": peer.public_key,
-        "approved_at": format_time(peer.approved_at),
+        "approved_at": rfc3339(peer.approved_at),
         "mutual": peer.mutual,
     }
     return row | ({"network": peer.network} if peer.network else {})
@@ -88,7 +71,7 @@ def _dump_pending(request: PendingRequest) -> dict[str, Any]:
         "node_id": request.node_id,
         "public_key": request.public_key,
         "justification": request.justification,
-        "received_at": format_time(request.received_at),
+        "received_at": rfc3339(request.received_at),
         "source": request.source,
     }
     return {key: value for key, value in row.items() if value or key == "node_id"}
@@ -136,4 +119,8 @@ def _number(entry: dict[str, Any], key: str, maximum: int) -> int:
 
 
 def _time(entry: dict[str, Any], key: str) -> float:
-    return parse_time(member(entry, key, str, ""))
+    text = member(entry, key, str, "")
+    moment = parse_rfc3339(text)
+    if moment is None:
+        raise DecodeError(f"not a time: {text!r}")
+    return moment

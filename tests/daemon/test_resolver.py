@@ -10,8 +10,9 @@ from trio.testing import MockClock
 
 from pilot_trio.address import NodeId
 from pilot_trio.crypto.identity import verify
-from pilot_trio.daemon import resolver as resolver_module
-from pilot_trio.daemon.resolver import FRESH, STALE, Resolver, Route
+from pilot_trio.daemon import hostname_cache
+from pilot_trio.daemon.resolver import Resolver, Route
+from pilot_trio.daemon.timed_cache import FRESH, STALE
 from pilot_trio.errors import NoRoute, RegistryError, RegistryUnavailable
 from pilot_trio.net.endpoint import Endpoint
 from tests.daemon.fakes import FakeClient, make_state, refused, unavailable
@@ -127,7 +128,7 @@ async def test_refusal_of_a_name_is_passed_on_and_ends_what_was_known(autojump_c
 async def test_number_of_remembered_names_is_bounded(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolver_module, "HOSTNAMES_MAX", 2)
+    monkeypatch.setattr(hostname_cache, "NAMES_MAX", 2)
     client = FakeClient({"resolve_hostname": found()})
     resolver = Resolver(client, make_state())
     for name in ("a", "b", "c", "b", "c", "a"):

@@ -18,9 +18,9 @@ from pilot_trio.crypto.identity import Identity
 from pilot_trio.daemon import trust as trust_module
 from pilot_trio.daemon.courier import BACKGROUND_MAX, RELAY_AGAIN
 from pilot_trio.daemon.events import Event, EventBus
+from pilot_trio.daemon.saved_file import SAVE_RETRY
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.trust import REAP_INTERVAL, WAIT_MAX, TrustService
-from pilot_trio.daemon.trust_store import SAVE_RETRY
 from pilot_trio.errors import CommandError, DialRefused, RegistryError, RegistryUnavailable
 from pilot_trio.proto.trust import PENDING_MAX, REQUEST_LIFETIME, REVOKED_COOL_DOWN, PendingRequest
 from pilot_trio.services.handshake import LINGER, serve_handshakes

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from pilot_trio.address import NetworkId, NodeId
 from pilot_trio.errors import DecodeError
 from pilot_trio.proto.trust import REQUEST_LIFETIME, PendingRequest, TrustedPeer, TrustTable
-from pilot_trio.proto.trust_file import dump_trust, format_time, load_trust, parse_time
+from pilot_trio.proto.trust_file import dump_trust, load_trust
+from pilot_trio.wire.times import rfc3339
 
 VECTOR: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "services.json").read_text())["trust_json"]
-NOW = parse_time("2026-11-23T18:31:00Z")
+NOW = 1_795_458_660.0  # 2026-11-23T18:31:00Z
 
 nodes = st.integers(0, 0xFFFFFFFF).map(NodeId)
 seconds = st.integers(0, 4_000_000_000)
@@ -74,11 +75,11 @@ def test_what_is_written_is_read(
 
 
 def test_expired_entries_stay_out_and_pending_ones_wait_for_the_reaper() -> None:
-    old = format_time(NOW - REQUEST_LIFETIME - 1)
+    old = rfc3339(NOW - REQUEST_LIFETIME - 1)
     content = {
         "pending": [{"node_id": 1, "received_at": old}],
-        "revoked": [{"node_id": 2, "until": format_time(NOW)}, {"node_id": 3, "until": format_time(NOW + 1)}],
-        "outgoing": [{"node_id": 4, "sent_at": old}, {"node_id": 5, "sent_at": format_time(NOW - REQUEST_LIFETIME)}],
+        "revoked": [{"node_id": 2, "until": rfc3339(NOW)}, {"node_id": 3, "until": rfc3339(NOW + 1)}],
+        "outgoing": [{"node_id": 4, "sent_at": old}, {"node_id": 5, "sent_at": rfc3339(NOW - REQUEST_LIFETIME)}],
     }
     table, skipped = load_trust(json.dumps(content).encode(), NOW)
     assert (set(table.pending), set(table.revoked), set(table.outgoing), skipped) == ({1}, {3}, {5}, [])

@@ -18,6 +18,7 @@ from pilot_trio.wire import packet, sack
 from pilot_trio.wire.packet import ACK, STREAM, Flow, Packet
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "packets.json").read_text())
+CHECKSUM = vars(packet)["crc32"]
 FLAGS = {"SYN": packet.SYN, "ACK": packet.ACK, "FIN": packet.FIN, "RST": packet.RST}
 
 u16 = st.integers(0, 0xFFFF)
@@ -144,9 +145,9 @@ def test_a_flow_makes_the_packets_that_it_is_asked_for(packet: Packet, size: int
 
 @given(st.binary(max_size=9000), st.binary(max_size=300))
 def test_the_fast_checksum_is_the_systems(data: bytes, more: bytes) -> None:
-    assert packet.crc32(data) == zlib.crc32(data)
-    assert packet.crc32(memoryview(data)) == zlib.crc32(data)
-    assert packet.crc32(more, packet.crc32(data)) == zlib.crc32(data + more)
+    assert CHECKSUM(data) == zlib.crc32(data)
+    assert CHECKSUM(memoryview(data)) == zlib.crc32(data)
+    assert CHECKSUM(more, CHECKSUM(data)) == zlib.crc32(data + more)
 
 
 def test_without_the_fast_checksum_packets_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """The registry's knowledge as a pure state machine: `Directory.handle(request, peer, now) -> answer`.
 
 - `directory`: the machine; `request`: what comes in; `refusal`: how it says no, and masking.
-- `tables`, `records`: the state and its journal of changes; `rows`: from and to a store; `endpoints`, `times`,
+- `tables`, `records`: the state and its journal of changes; `rows`: from and to a store; `endpoints`,
   `documents`: values in it.
 - `auth`: signatures, tokens, roles.
 - `registration`, `names`, `routes`, `trust`, `networks`, `members`, `policies`, `keys`, `badges`: the handlers; each module

@@ -9,8 +9,8 @@ from pilot_trio.proto.directory.refusal import Refused
 from pilot_trio.proto.directory.request import Request
 from pilot_trio.proto.directory.routes import key_age_days
 from pilot_trio.proto.directory.tables import Tables
-from pilot_trio.proto.directory.times import parse_rfc3339, rfc3339
 from pilot_trio.wire.registry import Message, node_text
+from pilot_trio.wire.times import parse_rfc3339, rfc3339
 
 EXPIRY_AHEAD_MAX: Final = 3653 * 86_400.0  # seconds; ten years, spec registry §8
 

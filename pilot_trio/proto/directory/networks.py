@@ -20,8 +20,8 @@ from pilot_trio.proto.directory.refusal import Refused
 from pilot_trio.proto.directory.request import Request
 from pilot_trio.proto.directory.routes import badge_fields, visible_endpoint
 from pilot_trio.proto.directory.tables import MAX_NETWORKS, Tables
-from pilot_trio.proto.directory.times import rfc3339
 from pilot_trio.wire.registry import Message, pair_text
+from pilot_trio.wire.times import rfc3339
 
 JOIN_RULES: Final = ("open", "token", "invite")
 TOKEN_MAX: Final = 256  # characters of a join token or a network's own admin token; longer than any generated secret

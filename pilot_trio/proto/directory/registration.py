@@ -20,8 +20,8 @@ from pilot_trio.proto.directory.records import Binding, Node
 from pilot_trio.proto.directory.refusal import Refused
 from pilot_trio.proto.directory.request import Request
 from pilot_trio.proto.directory.tables import Tables
-from pilot_trio.proto.directory.times import rfc3339
 from pilot_trio.wire.registry import BAD_SIGNATURE, Message, heartbeat_text, node_text, register_text, rotate_text
+from pilot_trio.wire.times import rfc3339
 
 PROTOCOL_VERSION: Final = 1  # as `register_ok` says; spec registry §4.1
 KEY_EXPIRY_WARNING: Final = 86_400.0  # seconds before a key expires from which heartbeats warn; spec registry §4.2

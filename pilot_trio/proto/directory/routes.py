@@ -11,8 +11,8 @@ from pilot_trio.proto.directory.records import Node
 from pilot_trio.proto.directory.refusal import Refused
 from pilot_trio.proto.directory.request import Request
 from pilot_trio.proto.directory.tables import Beacon, Tables
-from pilot_trio.proto.directory.times import rfc3339
 from pilot_trio.wire.registry import Message, pair_text, resolve_text
+from pilot_trio.wire.times import rfc3339
 
 BEACON_LIFETIME: Final = 60.0  # seconds without a refresh; spec registry §4.8
 BEACONS_MAX: Final = 256  # announced at a time; the whole list goes into every answer

@@ -1,4 +1,4 @@
-"""Small values: endpoints, times, masking."""
+"""Small values: endpoints, masking."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from pilot_trio.proto.directory.endpoints import join_host_port, split_host_port, stored_endpoint
 from pilot_trio.proto.directory.refusal import mask
-from pilot_trio.proto.directory.times import parse_rfc3339, rfc3339
 
 
 @pytest.mark.parametrize(
@@ -52,17 +51,6 @@ def test_any_text_is_an_endpoint_or_none(text: str) -> None:
 @given(st.ip_addresses().map(str), st.integers(0, 0xFFFF))
 def test_endpoints_round_trip(host: str, port: int) -> None:
     assert split_host_port(join_host_port(host, port)) == (host, port)
-
-
-@given(st.integers(0, 253_402_300_799))
-def test_times_round_trip(seconds: int) -> None:
-    assert parse_rfc3339(rfc3339(seconds + 0.9)) == seconds
-
-
-@given(st.text(max_size=40))
-def test_any_text_is_a_time_or_none(text: str) -> None:
-    moment = parse_rfc3339(text)
-    assert moment is None or isinstance(moment, float)
 
 
 @pytest.mark.parametrize(
