@@ -37,11 +37,12 @@ from pilot_trio.address import PORT_MAX
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.net.network import DEFAULT_RECEIVE_BUFFER, Addr, DatagramSocket, Network
 from pilot_trio.net.udp import RECEIVE_BATCH_MAX
-from pilot_trio.testing.links import Arrival, Direction, Link, LinkStatistics
+from pilot_trio.testing.links import HEADERS, Arrival, Direction, Link, LinkStatistics
 from pilot_trio.testing.memory_network import LOOPBACK, UDP_PAYLOAD_MAX, MemoryListener
 from pilot_trio.testing.nat import MAPPING_TIMEOUT, Nat, NatType
 from pilot_trio.testing.pipe import PIPE_CAPACITY, MemoryStream, memory_stream_pair
 
+ETHERNET_MTU: Final = 1500  # bytes of a packet, headers included; what a host's interface takes that says nothing else
 IN_FLIGHT_MAX: Final = 65_536  # datagrams on their way to one socket; more are lost: no real path holds as many
 _OWN: Final = frozenset({"", "0.0.0.0", "::", "::1", "localhost", LOOPBACK})  # noqa: S104 - names of the host itself
 _FIRST_FREE_PORT: Final = 32_768  # hosts hand out free ports from here on
@@ -189,6 +190,9 @@ class SimulatedHost(Network):
         """Seconds by which the host's calendar is ahead of the others'; may change at any time, as when somebody sets it."""
         self.slept = 0.0
         """Seconds that the machine has slept, which its programs notice afterwards. Isolate the host meanwhile."""
+        self.mtu = ETHERNET_MTU
+        """Bytes of the largest packet of its interface, headers included; may change at any time. It is what the host knows;
+        what becomes of larger datagrams, and of those that only this interface takes, is up to the links (`Link.mtu`)."""
         self._entropy = random.Random(f"{network.seed} {name} entropy")
 
     def __repr__(self) -> str:
@@ -217,6 +221,10 @@ class SimulatedHost(Network):
 
     def own_hosts(self, to: Endpoint) -> tuple[str, ...]:
         return (self.address,)
+
+    def route_mtu(self, to: Endpoint) -> int:
+        """Return what the interface towards an address takes, in bytes of a packet with its headers."""
+        return UDP_PAYLOAD_MAX + HEADERS if to.host in _OWN or to.host == self.address else self.mtu
 
     def random_source(self) -> random.Random:
         return self.network.random_for(self)
@@ -330,6 +338,11 @@ class SimulatedNetwork:
         self._link = link
         for direction in self._directions.values():
             direction.link = link
+
+    def set_mtu(self, one: SimulatedHost, other: SimulatedHost, mtu: int) -> None:
+        """Let the path between two hosts carry packets of up to `mtu` bytes from now on; larger ones vanish silently."""
+        for direction in (self.direction(one, other), self.direction(other, one)):
+            direction.link = attrs.evolve(direction.link, mtu=mtu)
 
     def direction(self, source: SimulatedHost, to: SimulatedHost) -> Direction:
         """Return one direction of a path, with its counters."""

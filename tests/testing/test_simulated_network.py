@@ -140,6 +140,26 @@ async def test_directions_differ(autojump_clock: MockClock) -> None:
     assert network.statistics().links.sent == 3
 
 
+async def test_what_a_path_carries_may_be_less_than_its_host_knows_and_change(autojump_clock: MockClock) -> None:
+    network = SimulatedNetwork(link=Link(delay=0.1))
+    alpha, beta = network.host("alpha"), network.host("beta")
+    one, other = await alpha.open_udp(ANY), await beta.open_udp(ANY)
+    network.set_mtu(alpha, beta, 1400)
+    assert alpha.route_mtu(other.endpoint) == 1500
+    alpha.mtu = 9000
+    assert alpha.route_mtu(other.endpoint) == 9000
+    assert alpha.route_mtu(one.endpoint) == alpha.route_mtu(Endpoint("localhost", 1)) == 65_535
+    for mtu, received in ((1400, [1372, 20]), (9000, [1373, 1372, 20]), (1280, [20])):
+        network.set_mtu(alpha, beta, mtu)
+        for size in (1373, 1372, 20):
+            one.send_nowait(bytes(size), other.endpoint)
+        for size in received:
+            assert await receive_within(other, 0.2) == (bytes(size), one.endpoint)
+            assert network.direction(alpha, beta).link.delay == 0.1
+    assert await receive_within(other, 1) is None
+    assert network.statistics().links.too_long == 3
+
+
 async def test_partitions_concern_their_groups_only_and_heal(autojump_clock: MockClock) -> None:
     network = SimulatedNetwork()
     hosts = [network.host(name) for name in ("a", "b", "c", "d")]
