@@ -16,11 +16,12 @@ import attrs
 import trio
 
 from pilot_trio.address import NodeId
-from pilot_trio.daemon.beacon_list import BeaconList, fnv1a_32
+from pilot_trio.daemon.beacon_list import BeaconList
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.errors import DecodeError
 from pilot_trio.net.addresses import is_public, is_unspecified
 from pilot_trio.net.network import Endpoint, Network
+from pilot_trio.proto.beacon_choice import SILENT_ROUNDS, BeaconChoice
 from pilot_trio.wire.beacon import Discover, DiscoverReply, Notify, NotifyKind, decode, normalise_host
 
 DISCOVER_TIMEOUT: Final = 5.0  # seconds that the start waits for a beacon's answer; protocol, `spec/tunnel.md` §13.3
@@ -31,6 +32,8 @@ LIST_JITTER: Final = 10.0  # seconds; random wait before the first; protocol, `s
 RESOLVE_TIMEOUT: Final = 5.0  # seconds for the name of a beacon; name servers that hang must not hold up the rest
 DISCOVER_RETRY: Final = 1.0  # seconds until an unanswered discover is repeated; the reference never does
 ANNOUNCE_TRIES: Final = 3  # discovers per keepalive interval to a beacon that does not answer
+SILENT_INTERVAL: Final = 15.0  # seconds between such rounds while there are other beacons: soon sure, not too soon
+RETURN_INTERVAL: Final = 120.0  # seconds between looks at a beacon that was left: what is back for minutes, stays
 NAT_INTERVAL: Final = 15.0  # seconds between registrations behind a NAT: how long a dead mapping goes unnoticed
 REPLY_TIME: Final = 2.0  # seconds in which an answer to a discover counts; protocol, `spec/tunnel.md` §12
 
@@ -65,7 +68,7 @@ class BeaconLink(Protocol):
 
 
 class BeaconClient:
-    """Talks to one of several beacons over the node's UDP socket.
+    """Talks to one of several beacons over the node's UDP socket; `proto.beacon_choice` says to which.
 
     Args:
       network: resolves names of beacons.
@@ -99,19 +102,23 @@ class BeaconClient:
         self._on_notify = on_notify
         self._keepalive = keepalive
         self._rng = rng or random.Random()
-        self._beacon: Endpoint | None = None  # the chosen one, as named
+        self._choice: BeaconChoice[Endpoint] = BeaconChoice()
+        self._beacon: Endpoint | None = None  # the one in use, as named
         self._address: Endpoint | None = None  # the same, resolved
         self._replied: list[Endpoint] = []  # the last discover's answer, at most one
         self._reply_arrived = trio.Event()
         self._registered = trio.Event()
         self._chosen = trio.Event()  # the beacon's name was resolved, or could not be
+        self._looked_at: Endpoint | None = None  # another beacon, by address, that has been asked for a sign of life
+        self._look_answered = trio.Event()
         self._sent = self._replies = self._notifies = self._ignored = 0
         self._asked_at = -math.inf
         self._observed: Endpoint | None = None  # where the beacon saw us last
         self.on_observed: Callable[[Endpoint], None] = _ignore
         """Gets every answer to a registration: where the beacon sees us."""
         self.on_switched: Callable[[], None] = _ignore_switch
-        """Called when another beacon is in use."""
+        """Called when the list has made another beacon the one to use, which may see us elsewhere. Not when one that has fallen
+        silent is left: this node may have moved meanwhile, and what the next one sees is to be compared with what was seen."""
 
     @property
     def address(self) -> Endpoint | None:
@@ -122,19 +129,32 @@ class BeaconClient:
         """Register at the beacon and follow the registry's list until cancelled."""
         async with trio.open_nursery() as nursery:
             task_status.started()
-            await self._choose(self._configured)
+            self._choice.offer(self._configured, self._state.identity.public_key)
+            await self._look_up()
             self._chosen.set()
             await self._registered.wait()
-            nursery.start_soon(self._announce_forever)
+            nursery.start_soon(self._stay_registered)
             nursery.start_soon(self._follow_list)
+            nursery.start_soon(self._return)
 
     async def discover(self) -> Endpoint | None:
         """Ask the beacon where it sees this socket; return a usable public endpoint, None if there is none to be had.
 
-        Needs `run`. Waits at most 5 seconds for the name of the beacon and 5 for its answer, and not at all for a beacon on a private network: its answer would be a private
-        address, which is of no use to others.
+        Needs `run`. Waits at most 5 seconds for the name of the beacon and 5 for its answer, at the start as long for a second
+        one. Does not wait at all for a beacon on a private network: its answer would be a private address, which is of no use
+        to others.
         """
         await self._chosen.wait()
+        found = await self._ask_where()
+        if found is None and not self._registered.is_set() and self._choice.unanswered(SILENT_ROUNDS):
+            await self._look_up()
+            found = await self._ask_where()
+        if found is not None and not is_public(found.host):
+            _log.warning("STUN returned private/unusable IP, discarding", extra={"kv": {"endpoint": str(found)}})
+            return None
+        return found
+
+    async def _ask_where(self) -> Endpoint | None:
         if self._address is None:
             return None
         self._reply_arrived = trio.Event()
@@ -150,11 +170,7 @@ class BeaconClient:
         if not self._replied:
             _log.warning("STUN discovery got no answer", extra={"kv": {"beacon": str(self._beacon)}})
             return None
-        found = self._replied[0]
-        if not is_public(found.host):
-            _log.warning("STUN returned private/unusable IP, discarding", extra={"kv": {"endpoint": str(found)}})
-            return None
-        return found
+        return self._replied[0]
 
     def announce(self) -> None:
         """Register this node at the beacon now: it has an id, or a new one."""
@@ -165,14 +181,28 @@ class BeaconClient:
         """Return the counters."""
         return BeaconStatistics(self._sent, self._replies, self._notifies, self._ignored)
 
-    async def _announce_forever(self) -> None:
+    # Staying registered
+
+    async def _stay_registered(self) -> None:
         await trio.sleep(SECOND_DISCOVER)
         await self._announce_until_answered()
         await trio.sleep(self._rng.uniform(0, DISCOVER_JITTER))
+        pause = self._interval()
         while True:
-            await trio.sleep(min(self._keepalive, NAT_INTERVAL) if self._is_behind_nat() else self._keepalive)
-            await self._choose([self._beacon] if self._beacon is not None else [])
-            await self._announce_until_answered()
+            await trio.sleep(pause)
+            await self._look_up()
+            if await self._announce_until_answered():
+                self._choice.answered()
+                pause = self._interval()
+            elif self._choice.unanswered():
+                kv = {"silent": str(self._beacon), "instead": str(self._choice.current)}
+                _log.warning("beacon silent, using another", extra={"kv": kv})
+                pause = 0.0
+            else:
+                pause = min(self._interval(), SILENT_INTERVAL) if self._choice.has_others else self._interval()
+
+    def _interval(self) -> float:
+        return min(self._keepalive, NAT_INTERVAL) if self._is_behind_nat() else self._keepalive
 
     def _is_behind_nat(self) -> bool:
         """Say whether the beacon sees this socket elsewhere than where it is."""
@@ -182,48 +212,80 @@ class BeaconClient:
         host = own.host if not is_unspecified(own.host) else self._network.source_host(self._address)
         return own.port != seen.port or (bool(host) and host != seen.host)
 
-    async def _announce_until_answered(self) -> None:
-        """A beacon that has lost our datagram cannot relay to us before the next one; a few more cost nothing."""
+    async def _announce_until_answered(self) -> bool:
+        """Register at the beacon, a few times if there is no answer: it cannot relay to us before; say whether it answered."""
         for _ in range(ANNOUNCE_TRIES):
+            if self._address is None:
+                return False
             self._reply_arrived = trio.Event()
             self._send(Discover(self._state.node_id))
             with trio.move_on_after(DISCOVER_RETRY):
                 await self._reply_arrived.wait()
-                return
+                return True
+        return False
+
+    # Choosing
 
     async def _follow_list(self) -> None:
         await trio.sleep(self._rng.uniform(0, LIST_JITTER))
         while True:
             listed = await self._listed.ask()
             if listed is not None:
-                before = self._beacon
-                await self._choose(
-                    [*self._configured, *(beacon for beacon in listed if beacon not in self._configured)]
-                )
-                if self._beacon != before:
+                more = [beacon for beacon in listed if beacon not in self._configured]
+                self._choice.offer([*self._configured, *more], self._state.identity.public_key)
+                if self._choice.current != self._beacon:
+                    self.on_switched()
+                    await self._look_up()
                     self._send(Discover(self._state.node_id))
             await trio.sleep(LIST_INTERVAL)
 
-    async def _choose(self, beacons: Sequence[Endpoint]) -> None:
-        """Pick the beacon that this node's key falls on, and find its address."""
-        if not beacons:
-            return
-        chosen = beacons[fnv1a_32(self._state.identity.public_key) % len(beacons)]
+    async def _return(self) -> None:
+        """While another beacon is used than the one to prefer, see whether that one is back."""
+        while True:
+            await trio.sleep(RETURN_INTERVAL)
+            preferred = self._choice.preferred
+            if preferred is not None:
+                answered = await self._is_alive(preferred)
+                if preferred == self._choice.preferred and self._choice.looked(answered=answered):
+                    _log.info("beacon is back", extra={"kv": {"beacon": str(preferred)}})
+                    await self._look_up()
+                    self._send(Discover(self._state.node_id))
+
+    async def _is_alive(self, beacon: Endpoint) -> bool:
+        """Ask a beacon that is not in use for a sign of life. Number 0 registers nobody: it must not relay to us."""
+        self._looked_at = await self._address_of(beacon)
+        self._look_answered = trio.Event()
+        for _ in range(ANNOUNCE_TRIES):
+            if self._looked_at is None:
+                return False
+            self._link.send_beacon(Discover(NodeId(0)).encode(), self._looked_at)
+            with trio.move_on_after(DISCOVER_RETRY):
+                await self._look_answered.wait()
+                return True
+        return False
+
+    async def _look_up(self) -> None:
+        """Find the address of the chosen beacon, and tell all who need it."""
+        chosen = self._choice.current
+        address = await self._address_of(chosen) if chosen is not None else None
+        if chosen is None or chosen != self._choice.current:
+            return  # there is none, or another was chosen meanwhile and is being looked up
+        if chosen != self._beacon:
+            self._beacon, self._address = chosen, address
+            self._state.beacon_addr = str(chosen)
+        self._address = address or self._address  # one found earlier is still the best guess
+        self._link.set_beacon(self._address)
+
+    async def _address_of(self, beacon: Endpoint) -> Endpoint | None:
         try:
             with trio.fail_after(RESOLVE_TIMEOUT):
-                address = await self._network.resolve(chosen)
+                address = await self._network.resolve(beacon)
         except (OSError, trio.TooSlowError) as exc:
-            # An address found earlier is still the best guess; without one the next interval tries again.
-            _log.warning("cannot resolve beacon", extra={"kv": {"beacon": str(chosen), "error": str(exc)}})
-            if chosen != self._beacon:
-                self._address = None
-        else:
-            self._address = Endpoint(normalise_host(address.host), address.port)
-        if chosen != self._beacon:
-            self.on_switched()
-        self._beacon = chosen
-        self._state.beacon_addr = str(chosen)
-        self._link.set_beacon(self._address)
+            _log.warning("cannot resolve beacon", extra={"kv": {"beacon": str(beacon), "error": str(exc)}})
+            return None
+        return Endpoint(normalise_host(address.host), address.port)
+
+    # The socket
 
     def _send(self, message: Discover) -> None:
         if self._address is not None and self._link.send_beacon(message.encode(), self._address):
@@ -237,7 +299,10 @@ class BeaconClient:
         except DecodeError:
             self._ignored += 1
             return
-        if self._address is None or Endpoint(normalise_host(source.host), source.port) != self._address:
+        sender = Endpoint(normalise_host(source.host), source.port)
+        if isinstance(message, DiscoverReply) and sender == self._looked_at and sender != self._address:
+            self._look_answered.set()
+        elif sender != self._address:
             self._ignored += 1  # anybody can send to this socket; only the beacon may tell us what to do
         elif isinstance(message, DiscoverReply):
             self._replies += 1

@@ -19,9 +19,6 @@ BEACONS_MAX: Final = 64  # beacons to choose from; a registry that lists more is
 CACHE_TIME: Final = 3600.0  # seconds for which a stored list serves; protocol, `spec/tunnel.md` §13.5
 SAVE_INTERVAL: Final = 900.0  # seconds after which a list that has not changed is stored again, to keep it young
 
-_FNV_OFFSET: Final = 0x811C9DC5
-_FNV_PRIME: Final = 0x01000193
-
 _log = logging.getLogger("pilot_trio.daemon")
 
 
@@ -93,11 +90,3 @@ def usable(addrs: Iterable[Any]) -> list[Endpoint]:
         if endpoint is not None and endpoint.host and (is_public(endpoint.host) or not is_literal(endpoint.host)):
             found.add(endpoint)
     return sorted(found, key=str)[:BEACONS_MAX]
-
-
-def fnv1a_32(data: bytes) -> int:
-    """Return the 32-bit FNV-1a hash, by which nodes spread over beacons."""
-    value = _FNV_OFFSET
-    for byte in data:
-        value = (value ^ byte) * _FNV_PRIME & 0xFFFFFFFF
-    return value

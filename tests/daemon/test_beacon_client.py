@@ -13,11 +13,13 @@ from pilot_trio.address import NodeId
 from pilot_trio.daemon.beacon_client import (
     DISCOVER_TIMEOUT,
     NAT_INTERVAL,
+    RETURN_INTERVAL,
     BeaconClient,
 )
 from pilot_trio.daemon.beacon_list import BeaconList
 from pilot_trio.net.addresses import is_public
 from pilot_trio.net.network import DatagramSocket, Endpoint
+from pilot_trio.proto.beacon_choice import RETURN_ROUNDS, fnv1a_32
 from pilot_trio.testing import MemoryNetwork
 from pilot_trio.wire.beacon import Discover, DiscoverReply, Notify, PunchCommand, decode
 from tests.daemon.fakes import FakeClient, Link, ShortestWaits, make_state, unavailable
@@ -283,3 +285,139 @@ async def test_behind_a_nat_the_beacon_is_asked_more_often(
             [interval] * (len(asked) - 2)
         )
         assert len(asked) > 3
+
+
+# Beacons that fall silent
+
+
+class Beacons:
+    """Two beacons, told apart by who is to prefer, which can be silenced."""
+
+    def __init__(self, setup: Setup) -> None:
+        pick = fnv1a_32(setup.state.identity.public_key) % 2
+        self.setup = setup
+        self.first, self.second = setup.beacons[pick], setup.beacons[1 - pick]
+        self.silent: set[Endpoint] = set()
+        self.asked: dict[Endpoint, list[tuple[float, int]]] = {self.first: [], self.second: []}
+
+    async def serve(self, at: Endpoint, nursery: trio.Nursery) -> None:
+        sock = await self.setup.network.open_udp(at)
+        nursery.start_soon(self._answer, at, sock)
+
+    async def _answer(self, at: Endpoint, sock: DatagramSocket) -> None:
+        while True:
+            data, source = await sock.receive()
+            message = decode(data)
+            assert isinstance(message, Discover)
+            self.asked[at].append((trio.current_time(), int(message.node)))
+            if at not in self.silent:
+                sock.send_nowait(DiscoverReply(source.host, source.port).encode(), source)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with trio.open_nursery() as nursery:
+            await self.serve(self.first, nursery)
+            await self.serve(self.second, nursery)
+            async with self.setup.running():
+                self.setup.state.node_id = NodeId(7)
+                self.setup.client.announce()
+                yield
+            nursery.cancel_scope.cancel()
+
+    @property
+    def in_use(self) -> Endpoint | None:
+        assert self.setup.link.beacon == self.setup.client.address
+        assert self.setup.state.beacon_addr == str(self.setup.client.address)
+        return self.setup.client.address
+
+
+@pytest.fixture
+def two() -> Beacons:
+    return Beacons(Setup(LOCAL, Endpoint("127.0.0.1", 9002)))
+
+
+async def test_a_silent_beacon_is_left_for_another_within_two_minutes(autojump_clock: MockClock, two: Beacons) -> None:
+    switches: list[None] = []
+    async with two.running():
+        two.setup.client.on_switched = lambda: switches.append(None)
+        await trio.sleep(10)
+        assert two.in_use == two.first
+        two.silent.add(two.first)
+        await trio.sleep(120)
+        assert two.in_use == two.second
+        assert {node for _, node in two.asked[two.second]} == {7}
+        assert switches == []  # else the watch of the own address would forget where this node was
+
+
+async def test_a_beacon_that_restarts_is_kept(autojump_clock: MockClock, two: Beacons) -> None:
+    async with two.running():
+        for _ in range(20):
+            two.silent.add(two.first)
+            await trio.sleep(20)
+            two.silent.clear()
+            await trio.sleep(40)
+        assert two.in_use == two.first
+        assert two.asked[two.second] == []
+
+
+async def test_the_beacon_to_prefer_is_returned_to_when_it_has_answered_for_a_while(
+    autojump_clock: MockClock, two: Beacons
+) -> None:
+    async with two.running():
+        two.silent.add(two.first)
+        await trio.sleep(600)
+        assert two.in_use == two.second
+        registered = [node for _, node in two.asked[two.first]].count(7)
+        two.silent.clear()
+        await trio.sleep((RETURN_ROUNDS - 1) * RETURN_INTERVAL)
+        assert two.in_use == two.second
+        # Until then it is asked as nobody: it must not take itself for the one that relays to this node.
+        assert [node for _, node in two.asked[two.first]].count(7) == registered
+        await trio.sleep(RETURN_INTERVAL + 5)
+        assert two.in_use == two.first
+        assert [node for _, node in two.asked[two.first]].count(7) > registered
+        await trio.sleep(3600)
+        assert two.in_use == two.first
+
+
+async def test_a_beacon_that_comes_and_goes_is_not_returned_to(autojump_clock: MockClock, two: Beacons) -> None:
+    async with two.running():
+        two.silent.add(two.first)
+        await trio.sleep(300)
+        for _ in range(10):
+            two.silent.discard(two.first)
+            await trio.sleep(1.5 * RETURN_INTERVAL)
+            two.silent.add(two.first)
+            await trio.sleep(1.5 * RETURN_INTERVAL)
+            assert two.in_use == two.second
+
+
+async def test_while_all_are_silent_each_is_tried(autojump_clock: MockClock, two: Beacons) -> None:
+    async with two.running():
+        two.silent |= {two.first, two.second}
+        await trio.sleep(600)
+        two.asked[two.first].clear()
+        two.asked[two.second].clear()
+        await trio.sleep(300)
+        assert two.asked[two.first]
+        assert two.asked[two.second]
+        two.silent.remove(two.second)
+        await trio.sleep(300)
+        assert two.in_use == two.second
+
+
+@pytest.mark.usefixtures("as_if_public")
+async def test_a_start_does_not_depend_on_the_first_beacon(autojump_clock: MockClock) -> None:
+    two = Beacons(Setup(PUBLIC, OTHER))
+    two.silent.add(two.first)
+    two.setup.network.names = {}
+    async with trio.open_nursery() as nursery:
+        await two.serve(two.first, nursery)
+        await two.serve(two.second, nursery)
+        async with two.setup.running():
+            started = trio.current_time()
+            assert await two.setup.client.discover() is None  # documentation addresses only here: nobody is public
+            assert trio.current_time() - started == pytest.approx(DISCOVER_TIMEOUT)
+            assert two.in_use == two.second
+            assert two.asked[two.second]
+        nursery.cancel_scope.cancel()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pilot_trio.daemon.beacon_list import BEACONS_MAX, CACHE_TIME, SAVE_INTERVAL, BeaconList, fnv1a_32, usable
+from pilot_trio.daemon.beacon_list import BEACONS_MAX, CACHE_TIME, SAVE_INTERVAL, BeaconList, usable
 from pilot_trio.net.endpoint import Endpoint
 from tests.daemon.fakes import FakeClient, unavailable
 
@@ -109,8 +109,3 @@ def test_only_usable_entries_of_a_list_count() -> None:
 @pytest.mark.parametrize("count", [BEACONS_MAX, BEACONS_MAX + 1])
 def test_length_of_a_list_is_bounded(count: int) -> None:
     assert len(usable(f"b{number}.example:1" for number in range(count))) == BEACONS_MAX
-
-
-@pytest.mark.parametrize(("data", "value"), [(b"", 0x811C9DC5), (b"a", 0xE40C292C), (b"foobar", 0xBF9CF968)])
-def test_hash_is_fnv_1a(data: bytes, value: int) -> None:
-    assert fnv1a_32(data) == value
