@@ -2,7 +2,7 @@
 
 - `node`: builds the parts and owns the nursery; start and stop order; no logic.
 - `ipc`, `ipc_client`, `outbound`: the IPC server; one nursery per client, a reader and a writer joined by a channel.
-  `hang_up` notices clients that left while their reader was waiting for something else.
+  `in_flight` limits the requests of a client that wait; `hang_up` notices clients that left while their reader was waiting for something else.
 - `dispatch`: what a command handler is and what it may do with its client.
 - `commands/`: the handlers, one module per subject.
 - `streams`, `datagrams`: connections and datagrams behind the data commands.

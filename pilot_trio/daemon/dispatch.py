@@ -15,13 +15,10 @@ from __future__ import annotations
 import abc
 from collections.abc import Awaitable, Callable
 from enum import Enum, auto
-from typing import Any, Final
 
 import attrs
 
 from pilot_trio.errors import PilotError
-
-CLIENT_IN_FLIGHT_MAX: Final = 1024  # requests being worked on per client; protocol, `spec/ipc.md` §8
 
 
 class Lane(Enum):
@@ -30,7 +27,7 @@ class Lane(Enum):
     FIFO = auto()
     """In the reader: the next frame is not looked at before this one is done, waiting included."""
     CONCURRENT = auto()
-    """At once if the handler can answer at once; what has to wait gets a task, at most `CLIENT_IN_FLIGHT_MAX` of them."""
+    """At once if the handler can answer at once; what has to wait gets a task, at most `in_flight.CLIENT_IN_FLIGHT_MAX` of them."""
 
 
 class Client(abc.ABC):
@@ -48,16 +45,6 @@ class Client(abc.ABC):
     def closed(self) -> bool:
         """True once nothing can be sent any more."""
 
-    @abc.abstractmethod
-    async def send(self, frame: bytes) -> None:
-        """Queue a frame; wait while the client's queue is full (256 slots, or its byte budget).
-
-        Frames of one task leave in order; a frame is never dropped, torn or interleaved.
-
-        Raises:
-          IPCClosedError: the client is gone, or goes while this waits.
-        """
-
     @property
     @abc.abstractmethod
     def room(self) -> int:
@@ -72,17 +59,6 @@ class Client(abc.ABC):
         """Send a frame, or queue it if the client does not read just now: without waiting, and past the bound if need be.
 
         So look at `room` before, unless what is posted is bounded in itself. Nothing happens when the client is gone.
-        """
-
-    @abc.abstractmethod
-    def offer(self, frame: bytes) -> bool:
-        """Post a frame that may be lost (a datagram), if there is room; say whether there was."""
-
-    @abc.abstractmethod
-    def start_soon(self, task: Callable[..., Awaitable[Any]], *args: object) -> None:
-        """Run a task in this client's nursery: cancelled when the client goes. It may raise `IPCClosedError`.
-
-        Frames that the current handler returns or sends are queued before anything that the new task sends.
         """
 
     @abc.abstractmethod

@@ -9,10 +9,9 @@ One nursery for the server, and in it one nursery per client::
     │             │   │        answers that need no waiting: in place
     │             │   └─ CapacityLimiter(1024) ──► request task     dials, lookups, waits
     │             │                                    │
-    │             ├─ whatever handlers `start_soon`    │            stream pushers, accept pushers: no tasks
-    │             │        │                           │                       │
-    │             │        └──────────┬────────────────┴───────────────────────┘
-    │             │   replies ────────┤
+    │             │                                    │            stream pushers, accept pushers: no tasks
+    │             │                                    │                       │
+    │             │   replies ────────┬────────────────┴───────────────────────┘
     │             │             memory channel (256 frames, 256 KiB)
     │             │                   │
     │             └─ writer ◄─────────┘  move_on_after(10) around every send_all;
@@ -23,14 +22,14 @@ What follows from the shape, and is tested in `tests/daemon/incident`: a client 
 parks its own tasks and, at 1,024 of them or 256 KiB, its own reader. Nobody else waits for any of these. Ten seconds
 later its writer gives up, its nursery is cancelled, and all of it is gone in one turn of the loop.
 
-`ipc_client` is the life of one client, `outbound` its queue and writer, `dispatch` what handlers are.
+`ipc_client` is the life of one client, `outbound` its queue and writer, `in_flight` its requests that wait, `dispatch`
+what handlers are.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Final, final
 
 import attrs
@@ -38,7 +37,8 @@ import trio
 
 from pilot_trio.daemon.dispatch import CommandTable
 from pilot_trio.daemon.hang_up import HangUpWatch
-from pilot_trio.daemon.ipc_client import Counters, IPCClient, Turn
+from pilot_trio.daemon.ipc_client import Counters, IPCClient
+from pilot_trio.daemon.turn import Turn
 from pilot_trio.net.transport import Transport, TransportListener
 
 CLIENTS_MAX: Final = 1024  # simultaneous clients; protocol, `spec/ipc.md` §1
@@ -71,7 +71,7 @@ class IPCServer:
     ) -> None:
         """Take the command table, which may still be filled until `serve` is called, and what holds back sending."""
         self._commands = commands
-        self._turn = turn or nullcontext()
+        self._turn = turn or Turn(_nothing)
         self._shutdown_drain = shutdown_drain
         self._clients: dict[int, IPCClient] = {}  # {client_id: client}
         self._last_client_id = 0
@@ -147,3 +147,7 @@ class IPCServer:
             _log.exception("IPC client failed client=%d", client.client_id)
         finally:
             del self._clients[client.client_id]
+
+
+def _nothing() -> None:
+    """Hold nothing back."""

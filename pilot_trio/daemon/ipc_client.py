@@ -1,23 +1,25 @@
 """One IPC client: its nursery, its reader, and what happens to a request on the way from bytes to reply.
 
-`ipc` has the diagram and the accept loop, `outbound` the queue and the writer. The life of a client is `serve`, top to
-bottom; the life of a request is `_handle_frames` → `_dispatch` → (`_answer_later` or `_answer`).
+`ipc` has the diagram and the accept loop, `outbound` the queue and the writer, `in_flight` the limit of requests that
+wait. The life of a client is `serve`, top to bottom; the life of a request is `_handle_frames` → `_dispatch` →
+(`_answer_later` or `_answer`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, final
+from typing import Final, final
 
 import attrs
 import trio
 
-from pilot_trio.daemon.dispatch import CLIENT_IN_FLIGHT_MAX, Client, CommandTable, Lane, Later, Promise, Route
+from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Promise, Route
 from pilot_trio.daemon.hang_up import HangUpWatch
+from pilot_trio.daemon.in_flight import InFlight
 from pilot_trio.daemon.outbound import FRAME_SIZE_MAX, Ending, Outbound
+from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import DecodeError, IPCClosedError, PilotError
 from pilot_trio.net.transport import Transport
 from pilot_trio.wire.framing import IPC_FRAME_MAX, FrameDecoder
@@ -46,10 +48,6 @@ class Counters:
     dropped_offers: int = 0
 
 
-Turn = AbstractContextManager[object, None]
-"""Entered while frames are handled: what they send to other nodes is held back until it is left. Reusable."""
-
-
 @final
 class IPCClient(Client):
     """One connected client. `serve` is its whole life; everything that it starts ends there."""
@@ -62,8 +60,7 @@ class IPCClient(Client):
         "_decoder",
         "_handling",
         "_hang_ups",
-        "_idle",
-        "_limiter",
+        "_in_flight",
         "_nursery",
         "_releases",
         "_replies",
@@ -92,14 +89,13 @@ class IPCClient(Client):
         self._turn = turn
         self._handling = False  # frames are being handled: what is posted joins their replies
         self._decoder = FrameDecoder(IPC_FRAME_MAX)
-        self._limiter: trio.CapacityLimiter | None = None  # made for the first request that has to wait; many never do
+        self._in_flight = InFlight()
         self._budget = TURN_QUANTUM  # what is left of this turn
         self._replies: list[bytes] = []  # of this read batch, not yet sent
         self._replies_size = 0
         self._snapshot_code = -1  # command whose last answer, `_snapshot`, is still true; -1: none
         self._snapshot = b""
         self._releases: list[Callable[[], None]] | None = []  # None once called
-        self._idle: trio.Event | None = None  # set when the last request in flight ends; made after end of input
         self._nursery: trio.Nursery | None = None
         self.outbound = Outbound(transport)
 
@@ -112,10 +108,6 @@ class IPCClient(Client):
     @property
     def closed(self) -> bool:
         return self.outbound.closed
-
-    async def send(self, frame: bytes) -> None:
-        await trio.lowlevel.checkpoint_if_cancelled()
-        await self.outbound.send(frame)
 
     @property
     def room(self) -> int:
@@ -131,13 +123,6 @@ class IPCClient(Client):
             self._reply(frame)
         else:
             self.outbound.post(frame)
-
-    def offer(self, frame: bytes) -> bool:
-        if len(frame) > self.outbound.room:
-            self._counters.dropped_offers += 1
-            return False
-        self.post(frame)
-        return True
 
     def offer_all(self, frames: Sequence[bytes]) -> int:
         """Offer frames one after the other; return how many were taken. They are joined: a call each would cost the most."""
@@ -155,11 +140,6 @@ class IPCClient(Client):
         self._counters.dropped_offers += lost
         return count - lost
 
-    def start_soon(self, task: Callable[..., Awaitable[Any]], *args: object) -> None:
-        # The new task cannot run before the next await, and the reader sends its replies before each of its own.
-        if self._nursery is not None and not self.closed:
-            self._nursery.start_soon(self._run_background, task, args)
-
     def on_release(self, release: Callable[[], None]) -> None:
         if self._releases is None:
             self._call_release(release)
@@ -171,7 +151,7 @@ class IPCClient(Client):
     @property
     def in_flight(self) -> int:
         """Requests being worked on in tasks of their own."""
-        return 0 if self._limiter is None else self._limiter.borrowed_tokens
+        return len(self._in_flight)
 
     def end_if_hung_up(self) -> bool:
         """Cancel everything if the client has closed both directions; say whether it has."""
@@ -231,9 +211,8 @@ class IPCClient(Client):
     async def _settle(self) -> None:
         """After the end of input: let the requests in flight finish, as long as somebody may read the answers."""
         if self.in_flight and not self.end_if_hung_up():
-            self._idle = trio.Event()
             with self._hang_ups.watching(self):
-                await self._idle.wait()
+                await self._in_flight.wait_until_idle()
 
     def _release(self) -> None:
         releases, self._releases = self._releases, None
@@ -250,6 +229,7 @@ class IPCClient(Client):
 
     async def _handle_frames(self) -> None:
         """Handle every complete frame, a quantum at a time. Replies leave together, and before every await."""
+        self._snapshot_code = -1  # others may have run
         while frames := self._decoder.next_frames(TURN_QUANTUM):
             at = 0
             while at < len(frames):
@@ -259,12 +239,17 @@ class IPCClient(Client):
                 if self._budget <= 0:
                     await self._flush()
                     await trio.lowlevel.checkpoint()
+                    self._snapshot_code = -1
                     self._budget = TURN_QUANTUM
                 elif self._replies_size > REPLY_BATCH_MAX:
                     await self._flush()
-            await self._flush()
-            if not self.outbound.room:
+            if self._replies:
+                await self._flush()
+            if self.outbound.queued_bytes and not self.outbound.room:
+                self._snapshot_code = -1
                 await self.outbound.wait_for_room()
+            if not self._decoder:
+                return
 
     def _handle_run(self, frames: list[bytes], at: int) -> tuple[int, _Pending | None]:
         """Handle frames until one has to wait, or is enough for now; return where to go on, and what has to wait.
@@ -277,12 +262,10 @@ class IPCClient(Client):
                 for number in range(at, len(frames)):
                     frame = frames[number]
                     self._budget -= REPEAT_COST
-                    if frame:  # zero-length frames are skipped, though not for free
-                        pending = self._dispatch(frame)
-                        if pending is not None or self._budget <= 0 or self._replies_size > REPLY_BATCH_MAX:
-                            return number + 1, pending
-                    elif self._budget <= 0:
-                        return number + 1, None
+                    # Zero-length frames are skipped, though not for free.
+                    pending = self._dispatch(frame) if frame else None
+                    if pending is not None or self._budget <= 0 or self._replies_size > REPLY_BATCH_MAX:
+                        return number + 1, pending
                 return len(frames), None
         finally:
             self._handling = False
@@ -303,18 +286,18 @@ class IPCClient(Client):
             answer = route.handler(self, frame[1:])
         except Exception as exc:
             answer = self._failure(code, route, exc)
-        if isinstance(answer, Later | Promise):
-            pending = _Pending(code, route, answer)
-            if isinstance(answer, Promise) and self._is_below_limit(pending):
-                self._start(pending)
-                return None
-            return pending
-        if answer is not None:
-            reply = _fit(answer, route)
-            self._reply(reply)
+        if answer is None:
+            return None
+        if isinstance(answer, bytes):
+            self._reply(_fit(answer, route))
             if route.snapshot:
-                self._snapshot_code, self._snapshot = code, reply
-        return None
+                self._snapshot_code, self._snapshot = code, answer
+            return None
+        pending = _Pending(code, route, answer)
+        if isinstance(answer, Promise) and self._in_flight.add_nowait(pending):
+            self._start(pending)
+            return None
+        return pending
 
     async def _begin(self, pending: _Pending) -> None:
         """Work on what has to wait: here if nothing may overtake it, in a task of its own otherwise."""
@@ -326,23 +309,11 @@ class IPCClient(Client):
             if reply is not None:
                 self._reply(reply)
             return
-        if not self._is_below_limit(pending):
+        if not self._in_flight.add_nowait(pending):
             await self._flush()
-            assert self._limiter is not None
             with self._hang_ups.watching(self):
-                await self._limiter.acquire_on_behalf_of(pending)
+                await self._in_flight.add(pending)
         self._start(pending)
-
-    def _is_below_limit(self, pending: _Pending) -> bool:
-        """Count a request as being in flight, if one more may be."""
-        # The limit comes before the task: were it taken inside, the tasks would pile up outside it.
-        if self._limiter is None:
-            self._limiter = trio.CapacityLimiter(CLIENT_IN_FLIGHT_MAX)
-        try:
-            self._limiter.acquire_on_behalf_of_nowait(pending)
-        except trio.WouldBlock:
-            return False
-        return True
 
     def _start(self, pending: _Pending) -> None:
         """Start what was counted as being in flight."""
@@ -366,7 +337,7 @@ class IPCClient(Client):
         except IPCClosedError:
             pass  # nobody is left to answer
         finally:
-            self._is_done(pending)
+            self._in_flight.remove(pending)
 
     def _answer(self, pending: _Pending, answer: bytes | Exception) -> None:
         """Answer a request without a task. Such answers are small, and no more than may be in flight."""
@@ -376,13 +347,7 @@ class IPCClient(Client):
             reply = _fit(answer, pending.route)
         if reply is not None:
             self.post(reply)
-        self._is_done(pending)
-
-    def _is_done(self, pending: _Pending) -> None:
-        assert self._limiter is not None
-        self._limiter.release_on_behalf_of(pending)
-        if self._idle is not None and not self.in_flight:
-            self._idle.set()
+        self._in_flight.remove(pending)
 
     async def _run(self, code: int, route: Route, later: Later) -> bytes | None:
         try:
@@ -391,14 +356,6 @@ class IPCClient(Client):
             reply = self._failure(code, route, exc)
         return None if reply is None else _fit(reply, route)
 
-    async def _run_background(self, task: Callable[..., Awaitable[Any]], args: tuple[object, ...]) -> None:
-        try:
-            await task(*args)
-        except IPCClosedError:
-            pass  # its client left, as clients do
-        except Exception:
-            self._note_crash(getattr(task, "__qualname__", "background task"))
-
     # --- replies -----------------------------------------------------------------------------------------------------
 
     def _reply(self, frame: bytes) -> None:
@@ -406,16 +363,18 @@ class IPCClient(Client):
         self._replies_size += len(frame)
 
     async def _flush(self) -> None:
-        self._snapshot_code = -1  # others may run now
         if self._replies:
-            await self.outbound.send_replies(self._take_replies())
+            replies = self._take_replies()
+            if not self.outbound.send_now(replies):
+                self._snapshot_code = -1  # others run now
+                await self.outbound.send_replies(replies)
 
     def _post_replies(self) -> None:
         if self._replies:
             self.outbound.post(self._take_replies())
 
     def _take_replies(self) -> bytes:
-        replies = b"".join(self._replies)
+        replies = self._replies[0] if len(self._replies) == 1 else b"".join(self._replies)
         self._replies.clear()
         self._replies_size = 0
         return replies

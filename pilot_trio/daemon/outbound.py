@@ -85,7 +85,9 @@ class Outbound:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._frames_in, self._frames_out = trio.open_memory_channel[bytes](QUEUE_SLOTS)
+        channel: tuple[trio.MemorySendChannel[bytes], trio.MemoryReceiveChannel[bytes]]
+        channel = trio.open_memory_channel(QUEUE_SLOTS)
+        self._frames_in, self._frames_out = channel
         self._line: dict[_Waiter, None] = {}  # an ordered set: first come, first served, and quick to leave
         self._serving = False  # somebody at the head of the line is told of room
         self._closed = False
@@ -127,10 +129,14 @@ class Outbound:
 
     async def send_replies(self, replies: bytes) -> None:
         """Do as `send` with a batch of whole frames."""
+        if not self.send_now(replies):
+            await self._stand_in_line(replies)
+
+    def send_now(self, replies: bytes) -> bool:
+        """Send or queue a batch of whole frames if there is room; say whether there was. Raises as `send` does."""
         if self._closed:
             raise IPCClosedError("IPC client is gone")
-        if self._line or not self._put(replies):
-            await self._stand_in_line(replies)
+        return not self._line and self._put(replies)
 
     async def wait_for_room(self) -> None:
         """Wait until the queue has room for some replies; raise `IPCClosedError` if the client goes first."""

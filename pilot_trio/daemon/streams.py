@@ -31,7 +31,7 @@ DATA_EXCHANGE: Final = Port(1001)  # answered and then closed by the sender: `fi
 
 
 class StreamStatistics(NamedTuple):
-    """What `StreamTable.statistics` returns; every Health builds one, so it is the cheapest kind of value."""
+    """What `StreamTable.statistics` returns."""
 
     connections: int  # active ones: rows in TIME_WAIT are listed, not counted
     rows: int
@@ -132,7 +132,7 @@ class StreamTable:
         # TIME_WAIT rows and when they may go, recyclable ones apart; one delay for all, so each is sorted.
         self._waiting: dict[bool, deque[tuple[float, Connection]]] = {False: deque(), True: deque()}
         self._listeners: dict[Port, PortListener] = {}
-        self._accept_queue_drops = 0
+        self.accept_queue_drops = 0  # connections refused because a backlog was full, since the start
         self._none_active = trio.Event()  # for `drain`; set when the last active connection is no longer
 
     # Ports
@@ -232,7 +232,7 @@ class StreamTable:
         if listener is None or not self._counts.room(port, others):
             raise DialRefused
         if listener.full:
-            self._accept_queue_drops += 1
+            self.accept_queue_drops += 1
             self._events.publish("conn.accept_queue_full", {"local_port": port})
             raise DialRefused
         return listener
@@ -287,15 +287,20 @@ class StreamTable:
         self._expire()
         return [connection.row() for connection in self._rows.values()]
 
+    @property
+    def active(self) -> int:
+        """Connections that count: not those that are listed in TIME_WAIT."""
+        return self._counts.total
+
     def statistics(self) -> StreamStatistics:
-        """Return the counters that Info and Health show."""
+        """Return the counters that Info shows."""
         self._expire()
         return StreamStatistics(
             connections=self._counts.total,
             rows=len(self._rows),
             ports=self._ports.bound,
             ephemeral_ports=self._ports.allocated,
-            accept_queue_drops=self._accept_queue_drops,
+            accept_queue_drops=self.accept_queue_drops,
         )
 
     def follow(self, connection: Connection, old: ConnState) -> None:

@@ -46,22 +46,20 @@ class SocketTransport(Transport):
         return self._read_everything
 
     async def receive_some(self, max_bytes: int) -> bytes:
-        if self._read_everything:
-            await trio.lowlevel.wait_readable(self._sock)
-        while (data := self._receive_nowait(max_bytes)) is None:
-            await trio.lowlevel.wait_readable(self._sock)
-        self._read_everything = len(data) < max_bytes
-        self._at_end = not data
-        return data
-
-    def _receive_nowait(self, max_bytes: int) -> bytes | None:
-        # A function of its own: an await inside the `except` would keep the exception alive for as long as a client idles.
-        try:
-            return self._sock.recv(max_bytes)
-        except BlockingIOError:
-            return None
-        except OSError as exc:
-            raise self._translate(exc) from exc
+        while True:
+            if self._read_everything:
+                await trio.lowlevel.wait_readable(self._sock)
+            try:
+                data = self._sock.recv(max_bytes)
+            except BlockingIOError:
+                # No wait in here: it would keep the exception alive for as long as a client idles.
+                self._read_everything = True
+                continue
+            except OSError as exc:
+                raise self._translate(exc) from exc
+            self._read_everything = len(data) < max_bytes
+            self._at_end = not data
+            return data
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         total = len(data)

@@ -12,6 +12,7 @@ from typing import Final
 from pilot_trio.errors import DecodeError
 
 LENGTH: Final = struct.Struct("!I")
+_read_length: Final = LENGTH.unpack_from
 IPC_FRAME_MAX: Final = 1 << 20  # bytes, command byte included; protocol, `spec/ipc.md` §2
 REGISTRY_FRAME_MAX: Final = 64 << 20  # bytes; protocol, `spec/registry.md` §2.1
 
@@ -37,10 +38,9 @@ class FrameDecoder:
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes as they came from the stream."""
-        if self._offset == len(self._buffer):
+        if not self._buffer:
             # The usual case, nothing left over: small requests are cut out of what was read, without another copy.
             self._buffer = bytes(data)
-            self._offset = 0
             return
         if self._offset or not isinstance(self._buffer, bytearray):
             self._buffer = bytearray(memoryview(self._buffer)[self._offset :])
@@ -73,19 +73,20 @@ class FrameDecoder:
         offending frame were returned.
         """
         frames: list[bytes] = []
-        buffer, at = self._buffer, self._offset
-        last_start = len(buffer) - 4
-        while at <= last_start and len(frames) < count:
-            (length,) = LENGTH.unpack_from(buffer, at)
-            end = at + 4 + length
-            if length > self._limit:
+        buffer, at, limit = self._buffer, self._offset, self._limit
+        size = len(buffer)
+        while count and (start := at + 4) <= size:
+            (length,) = _read_length(buffer, at)
+            if length > limit:
                 if not frames:
-                    raise DecodeError(f"frame too large: {length} bytes (limit {self._limit})")
+                    raise DecodeError(f"frame too large: {length} bytes (limit {limit})")
                 break
-            if end > len(buffer):
+            end = start + length
+            if end > size:
                 break
-            frames.append(bytes(buffer[at + 4 : end]))
+            frames.append(bytes(buffer[start:end]))
             at = end
+            count -= 1
         self._advance(at)
         return frames
 

@@ -111,7 +111,8 @@ class FakeNode:
     def _deliver(self, frames: Sequence[bytes]) -> None:
         for client in self.clients:
             for frame in frames:
-                client.offer(frame)
+                if client.room:
+                    client.post(frame)
 
     async def _members(self, network: NetworkId) -> Iterable[NodeId]:
         await trio.lowlevel.checkpoint()
@@ -154,13 +155,6 @@ class FakeClient(Client):
     def closed(self) -> bool:
         return self._closed
 
-    async def send(self, frame: bytes) -> None:
-        while not self._closed and not self.room:
-            await self._changed.park()
-        if self._closed:
-            raise IPCClosedError("client is gone")
-        self._put(frame)
-
     @property
     def room(self) -> int:
         return 1 << 18 if not self._closed and len(self._frames) < self.slots else 0
@@ -173,18 +167,12 @@ class FakeClient(Client):
         if not self._closed:
             self._put(frame)
 
-    def offer(self, frame: bytes) -> bool:
-        room = self.room
-        if room:
-            self._put(frame)
-        return bool(room)
-
     def _wake(self) -> None:
         while self._line and (self.room or self._closed):
             self._line.popleft()()
         self._changed.unpark_all()
 
-    def start_soon(self, task: Callable[..., Awaitable[Any]], *args: object) -> None:
+    def _start_soon(self, task: Callable[..., Awaitable[Any]], *args: object) -> None:
         async def run() -> None:
             self.tasks += 1
             try:
@@ -227,7 +215,7 @@ class FakeClient(Client):
             if route.lane is Lane.FIFO:
                 await self._later(route, answer)
             else:
-                self.start_soon(self._later, route, answer)
+                self._start_soon(self._later, route, answer)
         elif answer is not None:
             self._put(answer)
 
@@ -244,7 +232,7 @@ class FakeClient(Client):
             self._fail(route, exc)
             return
         if frame is not None:
-            await self.send(frame)
+            self.post(frame)
 
     def _fail(self, route: Route, exc: Exception) -> None:
         if route.replies and not self._closed:

@@ -56,14 +56,15 @@ class Snapshots:
     def health(self, _client: Client, _payload: bytes) -> bytes:
         """Answer Health. Between two answers mostly nothing has changed, and comparing is cheaper than formatting."""
         node = self._node
-        state, tunnel, streams, webhook = node.state, node.state.tunnel, node.streams.statistics(), node.webhook
+        state, streams, webhook = node.state, node.streams, node.webhook
+        tunnel = state.tunnel_source()
         key = (
             streams.accept_queue_drops,
             tunnel.authenticated_peers,
             state.beacon_addr,
             tunnel.bytes_received,
             tunnel.bytes_sent,
-            streams.connections,
+            streams.active,
             tunnel.encrypted_peers,
             node.trust.pending_count,
             tunnel.peers,

@@ -37,7 +37,7 @@ async def test_without_the_deadline_the_incident_happens(
         nonlocal released_at
         try:
             while True:
-                await bench.commands.clients[0].send(encode_frame(Code.RECV, bytes(1_000)))
+                await bench.commands.clients[0].outbound.send(encode_frame(Code.RECV, bytes(1_000)))
         except IPCClosedError:
             released_at = trio.current_time()
 

@@ -14,7 +14,8 @@ import pytest
 import trio
 import trio.testing
 
-from pilot_trio.daemon.dispatch import CLIENT_IN_FLIGHT_MAX, Client
+from pilot_trio.daemon.in_flight import CLIENT_IN_FLIGHT_MAX
+from pilot_trio.daemon.ipc_client import IPCClient
 from pilot_trio.daemon.outbound import QUEUE_BYTES_MAX, QUEUE_SLOTS, WRITE_BOUND, WRITE_DEADLINE
 from pilot_trio.errors import IPCClosedError
 from pilot_trio.wire.ipc import Code, encode_error, encode_frame
@@ -34,7 +35,7 @@ async def ask_health_throughout(neighbour: RawClient, until: float) -> None:
         await trio.sleep(0.01)
 
 
-async def the_stalled_one(bench: Bench, client: RawClient) -> Client:
+async def the_stalled_one(bench: Bench, client: RawClient) -> IPCClient:
     """Make the server show its side of a client."""
     client.write(DIAL)
     await trio.testing.wait_all_tasks_blocked()
@@ -93,7 +94,7 @@ async def test_frame_far_above_the_bound_is_judged_piece_by_piece(
     client = await bench.connect()
     server_side = await the_stalled_one(bench, client)
     frame = encode_frame(Code.RECV, bytes(1_000_000))
-    await server_side.send(frame)
+    await server_side.outbound.send(frame)
     started_at = trio.current_time()
     with trio.move_on_after(300):
         assert len(await read_slowly(client, len(frame), 5_000)) == len(frame)
@@ -122,7 +123,7 @@ async def test_full_queue_parks_the_producer_and_the_cut_releases_it(
         nonlocal sent
         try:
             while True:
-                await server_side.send(frame)
+                await server_side.outbound.send(frame)
                 sent += 1
         except IPCClosedError:
             outcome.append(trio.current_time())
@@ -146,11 +147,11 @@ async def test_byte_budget_parks_producers_long_before_the_slots_are_used_up(
     frame = encode_frame(Code.RECV, bytes(50_000))
     with trio.move_on_after(1):
         while True:
-            await server_side.send(frame)
+            await server_side.outbound.send(frame)
     statistics = bench.server.statistics()
     assert QUEUE_BYTES_MAX - len(frame) < statistics.queued_bytes <= QUEUE_BYTES_MAX
     assert statistics.queued_frames < 10
-    assert not server_side.offer(frame)
+    assert not server_side.offer_all([frame])
     assert bench.server.statistics().dropped_offers == 1
 
 
@@ -166,7 +167,7 @@ async def test_every_parked_producer_is_released_in_the_turn_of_the_cut(
         frame = encode_frame(Code.RECV, number.to_bytes(4, "big") + bytes(2_000))
         with pytest.raises(IPCClosedError):  # noqa: PT012 - which of the sends fails is not the point
             while True:
-                await server_side.send(frame)
+                await server_side.outbound.send(frame)
         released.append((number, trio.current_time() - started_at))
 
     async with trio.open_nursery() as nursery:
@@ -177,8 +178,8 @@ async def test_every_parked_producer_is_released_in_the_turn_of_the_cut(
     # Later ones never enqueue.
     assert server_side.closed
     with pytest.raises(IPCClosedError):
-        await server_side.send(HEALTH_OK)
-    assert not server_side.offer(HEALTH_OK)
+        await server_side.outbound.send(HEALTH_OK)
+    assert not server_side.offer_all([HEALTH_OK])
     assert bench.server.statistics().queued_bytes == 0
 
 
@@ -208,7 +209,7 @@ async def test_producers_are_served_in_the_order_in_which_they_came(
     server_side = await the_stalled_one(bench, client)
 
     async def produce(number: int) -> None:
-        await server_side.send(encode_frame(Code.RECV, number.to_bytes(4, "big") + bytes(3_000)))
+        await server_side.outbound.send(encode_frame(Code.RECV, number.to_bytes(4, "big") + bytes(3_000)))
 
     async with trio.open_nursery() as nursery:
         for number in range(400):
@@ -225,14 +226,14 @@ async def test_cancelled_producer_leaves_the_line_and_its_frame_behind(
     server_side = await the_stalled_one(bench, client)
     with trio.move_on_after(1):
         while True:
-            await server_side.send(encode_frame(Code.RECV, b"filler" + bytes(3_000)))
+            await server_side.outbound.send(encode_frame(Code.RECV, b"filler" + bytes(3_000)))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(server_side.send, encode_frame(Code.RECV, b"before" + bytes(3_000)))
+        nursery.start_soon(server_side.outbound.send, encode_frame(Code.RECV, b"before" + bytes(3_000)))
         await trio.testing.wait_all_tasks_blocked()
         with trio.move_on_after(1) as scope:
-            await server_side.send(encode_frame(Code.RECV, b"cancelled" + bytes(3_000)))
+            await server_side.outbound.send(encode_frame(Code.RECV, b"cancelled" + bytes(3_000)))
         assert scope.cancelled_caught
-        nursery.start_soon(server_side.send, encode_frame(Code.RECV, b"after" + bytes(3_000)))
+        nursery.start_soon(server_side.outbound.send, encode_frame(Code.RECV, b"after" + bytes(3_000)))
         await trio.testing.wait_all_tasks_blocked()
         seen: list[bytes] = []
         while not seen or seen[-1] != b"after":
@@ -247,8 +248,8 @@ async def test_reader_stops_parsing_while_the_queue_is_over_its_budget_and_resum
     server_side = await the_stalled_one(bench, client)
     with trio.move_on_after(1):
         while True:
-            await server_side.send(encode_frame(Code.RECV, bytes(60_000)))
-    while server_side.offer(encode_frame(Code.RECV, bytes(1_000))):
+            await server_side.outbound.send(encode_frame(Code.RECV, bytes(60_000)))
+    while server_side.offer_all([encode_frame(Code.RECV, bytes(1_000))]):
         pass
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.write_all, encode_frame(Code.SEND, b"x") * 20_000)

@@ -10,6 +10,7 @@ import trio
 
 from pilot_trio.daemon.dispatch import Answer, Client, CommandTable, Lane, Later, Promise, Route
 from pilot_trio.daemon.ipc import IPCServer
+from pilot_trio.daemon.ipc_client import IPCClient
 from pilot_trio.errors import CommandError
 from pilot_trio.testing.memory_transport import MemoryTransportListener
 from pilot_trio.wire.ipc import Code, encode_frame
@@ -27,7 +28,7 @@ class Commands:
 
     gate: trio.Event = attrs.field(factory=trio.Event)
     seen: list[tuple[int, bytes]] = attrs.field(factory=list)
-    clients: list[Client] = attrs.field(factory=list)  # those that sent DIAL
+    clients: list[IPCClient] = attrs.field(factory=list)  # those that sent DIAL
     started: int = 0
     promised: list[tuple[bytes, Answer]] = attrs.field(factory=list)  # what RESOLVE_HOSTNAME waits for
 
@@ -39,7 +40,6 @@ class Commands:
             Code.RESOLVE_HOSTNAME: Route(self.promise),
             Code.SEND: Route(self.record, Lane.FIFO, replies=False),
             Code.SEND_TO_CONFIRM: Route(self.confirm, Lane.FIFO, error_prefix="sendto: "),
-            Code.BIND: Route(self.bind),
             Code.NETWORK: Route(self.crash),
             Code.MANAGED: Route(self.crash_later),
             Code.CANCEL: Route(self.crash, Lane.FIFO, replies=False),
@@ -48,6 +48,7 @@ class Commands:
         }
 
     def wait_for_gate(self, client: Client, payload: bytes) -> Later:
+        assert isinstance(client, IPCClient)
         self.clients.append(client)
 
         async def wait() -> bytes:
@@ -90,13 +91,6 @@ class Commands:
             return encode_frame(Code.SEND_TO_OK, payload)
 
         return Later(wait) if payload[0] % 2 else encode_frame(Code.SEND_TO_OK, payload)
-
-    def bind(self, client: Client, payload: bytes) -> bytes:
-        async def push() -> None:
-            await client.send(encode_frame(Code.ACCEPT, payload))
-
-        client.start_soon(push)
-        return encode_frame(Code.BIND_OK, payload)
 
     def crash(self, client: Client, payload: bytes) -> bytes:
         raise ZeroDivisionError("a bug")

@@ -8,7 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from pilot_trio.daemon.dispatch import CLIENT_IN_FLIGHT_MAX, Client, Lane, Route
+from pilot_trio.daemon.dispatch import Client, Lane, Route
+from pilot_trio.daemon.in_flight import CLIENT_IN_FLIGHT_MAX
 from pilot_trio.daemon.ipc import CLIENTS_MAX, SHUTDOWN_DRAIN
 from pilot_trio.daemon.ipc_client import DISPATCH_COST, TURN_QUANTUM
 from pilot_trio.errors import CommandError, IPCClosedError, LocalProtocolError
@@ -151,14 +152,6 @@ async def test_fifo_commands_are_answered_in_order(bench: Bench, autojump_clock:
     client.shut_down_write()
     expected = [frame for n in range(1, 151) for frame in (bytes([Code.SEND_TO_OK, n]), HEALTH_OK[4:])]
     assert await client.read_to_end() == expected
-
-
-async def test_frames_of_tasks_follow_the_reply_of_the_handler_that_started_them(bench: Bench) -> None:
-    client = await bench.connect()
-    client.write(b"".join(encode_frame(Code.BIND, bytes([n])) for n in range(100)))
-    frames = [await client.read_frame() for _ in range(200)]
-    for n in range(100):
-        assert frames.index(bytes([Code.BIND_OK, n])) < frames.index(bytes([Code.ACCEPT, n]))
 
 
 async def test_waiting_request_delays_nothing_behind_it(bench: Bench) -> None:
@@ -318,7 +311,7 @@ async def test_broadcast_reaches_who_has_room_and_counts_who_has_not(bench: Benc
     reading, crowded = await bench.connect(), await bench.connect()
     crowded.write(DIAL)
     await settled(lambda: len(bench.commands.clients) == 1)
-    while bench.commands.clients[0].offer(encode_frame(Code.RECV_FROM, bytes(20_000))):
+    while bench.commands.clients[0].offer_all([encode_frame(Code.RECV_FROM, bytes(20_000))]):
         await trio.testing.wait_all_tasks_blocked()
     frame = encode_frame(Code.RECV_FROM, b"datagram" + bytes(20_000))
     dropped = bench.server.statistics().dropped_offers
@@ -336,7 +329,7 @@ async def test_offers_of_one_turn_arrive_in_order_and_only_what_finds_no_room_is
     assert [await client.read_frame() for _ in frames] == [frame[4:] for frame in frames]
     # Nobody reads now. A large frame that does not fit takes none of the small ones with it.
     large = encode_frame(Code.RECV_FROM, bytes(200_000))
-    while bench.commands.clients[0].offer(large):
+    while bench.commands.clients[0].offer_all([large]):
         await trio.testing.wait_all_tasks_blocked()
     dropped = bench.server.statistics().dropped_offers
     assert bench.server.broadcast_offer([frames[0], large, frames[1]]) == 2
@@ -351,39 +344,21 @@ async def test_push_longer_than_a_frame_is_refused_where_it_is_made(bench: Bench
     client.write(DIAL)
     await settled(lambda: len(bench.commands.clients) == 1)
     with pytest.raises(LocalProtocolError):
-        await bench.commands.clients[0].send(encode_frame(Code.RECV, bytes(1 << 20)))
-    await bench.commands.clients[0].send(encode_frame(Code.RECV, b"fits"))
+        await bench.commands.clients[0].outbound.send(encode_frame(Code.RECV, bytes(1 << 20)))
+    await bench.commands.clients[0].outbound.send(encode_frame(Code.RECV, b"fits"))
     assert await client.read_frame() == encode_frame(Code.RECV, b"fits")[4:]
 
 
-async def test_background_task_that_crashes_takes_nothing_along(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    client = await bench.connect()
-    client.write(DIAL)
-    await settled(lambda: len(bench.commands.clients) == 1)
-
-    async def crash() -> None:
-        raise ZeroDivisionError
-
-    async def leave() -> None:
-        raise IPCClosedError
-
-    bench.commands.clients[0].start_soon(crash)
-    bench.commands.clients[0].start_soon(leave)
-    await trio.testing.wait_all_tasks_blocked()
-    assert await client.ask(HEALTH) == HEALTH_OK[4:]
-    assert len(caplog.records) == bench.server.statistics().crashes == 1
-
-
-async def test_nothing_can_be_started_for_a_client_that_is_gone(bench: Bench) -> None:
+async def test_nothing_can_be_sent_to_a_client_that_is_gone(bench: Bench) -> None:
     client = await bench.connect()
     client.write(DIAL)
     await settled(lambda: len(bench.commands.clients) == 1)
     client.close()
     await settled(lambda: bench.server.client_count == 0)
-    bench.commands.clients[0].start_soon(trio.sleep_forever)
-    await trio.testing.wait_all_tasks_blocked()
+    bench.commands.clients[0].post(HEALTH_OK)
+    assert bench.commands.clients[0].offer_all([HEALTH_OK]) == 0
     with pytest.raises(IPCClosedError):
-        await bench.commands.clients[0].send(HEALTH_OK)
+        await bench.commands.clients[0].outbound.send(HEALTH_OK)
 
 
 async def test_repeated_snapshot_is_built_once_but_never_across_another_request(bench: Bench) -> None:
