@@ -90,9 +90,9 @@ class ManagedNetworks:
         else:
             self._runners[NetworkId(network)] = Runner(NetworkId(network), policy, self._wall_time())
             self._first.set()
-        _log.warning(
-            "network policy is not enforced", extra={"kv": {"network_id": network, "rules": len(policy.rules)}}
-        )
+            # Once per network: who has read it knows what to expect of the next document.
+            kv = {"network_id": network, "rules": len(policy.rules)}
+            _log.warning("network policy is not enforced", extra={"kv": kv})
 
     def apply_joined(self, network: int, reply: dict[str, Any]) -> None:
         """Take up the policy in the answer to a join, a text or an object; one that is none is logged and left."""
