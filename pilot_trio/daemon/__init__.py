@@ -8,5 +8,6 @@
 - `streams`, `datagrams`: connections and datagrams behind the data commands.
 - `enrolment`, `resolver`, `state`: registration at the registry, lookups with caches, what the node knows of itself;
   `coalescing`: one question for all who ask the same.
-- `trust`: handshakes; `events`, `webhook`: the bus and its delivery.
+- `trust`: handshakes, with `trust_messages`, `trust_store`, `trust_journal`, `courier` and `mailbox`; `events`, `webhook`: the bus and
+  its delivery.
 """

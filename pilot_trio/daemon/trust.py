@@ -1,8 +1,8 @@
 """The trust service: requests and answers between nodes, over streams where possible, else through the registry.
 
-What to do is decided in `proto/trust.py`; this shell asks the registry for keys, does what the verdicts say, wakes whoever
-waits for trust, and publishes events (`spec/services.md` §1). Messages leave through `daemon/courier.py`, relayed ones
-arrive through `daemon/mailbox.py`, and `daemon/trust_store.py` keeps `trust.json` up to date.
+What to do is decided in `proto/trust.py` (`spec/services.md` §1). Here is what operators and local programs do about it. The
+other parts: `trust_messages` takes what peers say, `courier` carries what is said to them, `mailbox` fetches what waits for
+this node at the registry, `trust_store` has the table and its file, `trust_journal` tells the log and the event bus.
 """
 
 from __future__ import annotations
@@ -16,33 +16,26 @@ from typing import Any, Final
 
 import trio
 
-from pilot_trio.address import BACKBONE, NetworkId, NodeId
+from pilot_trio.address import NodeId
 from pilot_trio.daemon.courier import Courier, Dial
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.interfaces import Lookup, Registry
 from pilot_trio.daemon.mailbox import Mailbox
 from pilot_trio.daemon.state import NodeState
+from pilot_trio.daemon.trust_journal import TrustJournal
+from pilot_trio.daemon.trust_messages import PeerMessages
 from pilot_trio.daemon.trust_store import TrustStore
 from pilot_trio.errors import CommandError, DialError, RegistryError
-from pilot_trio.proto.handshake import Drop, ReplayMemory, check_signature, screen
-from pilot_trio.proto.trust import GRANTING, Request, TrustTable, Verdict, sanitise
+from pilot_trio.proto.trust import TrustTable
 from pilot_trio.wire.handshake import HandshakeMessage, Kind
-from pilot_trio.wire.registry import Message
 
 WAIT_MAX: Final = 30.0  # seconds that a client may wait for trust; protocol, `spec/ipc.md` §5.5
 APPROVAL_RETRY: Final = 0.25  # seconds for the registry to learn of an approval, after which the peer can be found
 PARTING_TIMEOUT: Final = 5.0  # seconds to reach a peer that is to learn that it is not trusted any more
-PARTING_LINGER: Final = (
-    1.0  # seconds that its tunnel stays afterwards, for the message to arrive, a lost packet included
-)
+PARTING_LINGER: Final = 1.0  # seconds that its tunnel stays then, for the message to arrive, a lost packet included
 REAP_INTERVAL: Final = 300.0  # seconds between clean-ups of expired records; protocol, `spec/services.md` §1.13
 
 _log = logging.getLogger("pilot_trio.trust")
-_APPROVED_LINE: Final = {
-    Verdict.MUTUAL: "mutual handshake auto-approved",
-    Verdict.SAME_NETWORK: "same network handshake auto-approved",
-    Verdict.AUTO_APPROVE: "handshake auto-approved (trust-auto-approve enabled)",
-}
 
 
 class TrustService:
@@ -76,15 +69,24 @@ class TrustService:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._state = state
-        self._resolver = resolver
-        self._events = events
-        self._auto_approve = auto_approve
         self._now = wall_time
-        self._table = TrustTable()
-        self._replays = ReplayMemory()
+        self._journal = TrustJournal(events)
+        self._store = TrustStore(path, wall_time)
         self._courier = Courier(state, registry, dial, wall_time)
-        self._store = TrustStore(path, lambda: self._table, wall_time)
-        self._mailbox = Mailbox(state, registry, self._on_relayed_request, self._on_relayed_response, keepalive, jitter)
+        self._messages = PeerMessages(
+            state,
+            resolver,
+            self._store,
+            self._courier,
+            self._journal,
+            settle=self._settle,
+            changed=self._changed,
+            now=wall_time,
+            auto_approve=auto_approve,
+        )
+        self._mailbox: Mailbox = Mailbox(
+            state, registry, self._messages.on_relayed_request, self._messages.on_relayed_response, keepalive, jitter
+        )
         self._requesting: set[NodeId] = set()
         self._waiters: dict[NodeId, trio.lowlevel.ParkingLot] = {}
         self.on_asked: Callable[[int], None] = _ignore
@@ -94,8 +96,7 @@ class TrustService:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Load what is stored, report the start, and serve until cancelled; what changed is stored on the way out."""
-        if (table := await self._store.load()) is not None:
-            self._table = table
+        await self._store.load()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._store.run)
@@ -108,6 +109,10 @@ class TrustService:
             await self._store.flush()  # last, because a poll that was under way may have brought something
 
     # What others ask
+
+    @property
+    def _table(self) -> TrustTable:
+        return self._store.table
 
     @property
     def pending_count(self) -> int:
@@ -225,22 +230,22 @@ class TrustService:
         peer = NodeId(node)
         if not self._table.approve(peer, self._now()):
             return
-        self._log("handshake approved", peer)
-        self._events.publish("handshake.approved", {"peer_node_id": peer})
-        self._publish_change(peer, "granted", "approved")
+        self._journal.log("handshake approved", peer)
+        self._journal.publish("handshake.approved", {"peer_node_id": peer})
+        self._journal.trust_changed(peer, "granted", "approved")
         self._changed()
         self._courier.soon(self._courier.report, peer)
         self._courier.soon(self._courier.respond, peer, True)
         self._courier.soon(self._tell_approved, peer)
         if not self.known_key(peer):  # a relayed request does not name one
-            self._courier.soon(self._back_fill_key, peer)
+            self._courier.soon(self._messages.back_fill_key, peer)
 
     def reject(self, node: int, reason: str) -> None:
         """Drop a pending request and tell the node."""
         peer = NodeId(node)
         self._table.reject(peer)
-        self._log("handshake rejected", peer, reason=reason)
-        self._events.publish("handshake.rejected", {"peer_node_id": peer, "reason": reason})
+        self._journal.log("handshake rejected", peer, reason=reason)
+        self._journal.publish("handshake.rejected", {"peer_node_id": peer, "reason": reason})
         self._changed()
         self._courier.soon(self._courier.respond, peer, False)
         self._courier.soon(self._courier.tell, peer, Kind.REJECT, reason)
@@ -257,9 +262,9 @@ class TrustService:
         self._changed()
         if not was_trusted:
             raise CommandError(f"node {node} was not trusted")
-        self._log("trust revoked", peer)
-        self._events.publish("trust.revoked", {"peer_node_id": peer})
-        self._publish_change(peer, "revoked", "local")
+        self._journal.log("trust revoked", peer)
+        self._journal.publish("trust.revoked", {"peer_node_id": peer})
+        self._journal.trust_changed(peer, "revoked", "local")
         self._courier.soon(self._part_with, peer)
 
     async def _tell_approved(self, peer: NodeId) -> None:
@@ -282,149 +287,17 @@ class TrustService:
         if not self.is_trusted(peer):
             self.on_parted(peer)
 
-    # What peers do, over a stream
+    # What peers say
 
     async def receive(self, message: HandshakeMessage, stream_peer: int) -> None:
         """Take a message that came over a stream from `stream_peer`; whatever is wrong with it, nobody is told."""
-        kind = screen(message, NodeId(stream_peer), self._now())
-        if isinstance(kind, Drop):
-            return self._dropped(message, kind)
-        own, sender = self._state.node_id, NodeId(message.node_id)
-        record: Message = {}
-        if message.public_key:
-            record = await self._record_of(sender)
-            if drop := check_signature(message, own, _key(record)):
-                return self._dropped(message, drop)
-        if self._replays.seen(message, own):
-            return self._dropped(message, Drop.REPLAYED)
-        self._replays.record(message, own, self._now())
-        if kind is Kind.REQUEST:
-            self._on_request(message, NodeId(stream_peer), record)
-        elif kind is Kind.ACCEPT:
-            self._on_accept(sender, message.public_key)
-        elif kind is Kind.REJECT:
-            self._on_reject(sender, message.reason)
-        else:
-            self._on_revoke(sender)
-        return None
-
-    def _on_request(self, message: HandshakeMessage, source: NodeId, record: Message) -> None:
-        peer, text = NodeId(message.node_id), sanitise(message.justification)
-        self._log("handshake request received", peer, justification=text)
-        self._events.publish("handshake.received", {"peer_node_id": peer, "justification": text})
-        request = Request(
-            peer,
-            source,
-            message.public_key,
-            text,
-            proven=_key(record) == message.public_key,
-            shared_network=self._shared_network(record),
-        )
-        verdict = self._table.on_request(request, self._now(), auto_approve=self._auto_approve)
-        self._after_request(request, verdict, relayed=False)
-        if verdict in GRANTING:
-            self._publish_grant(peer, verdict.value)
-            self._courier.soon(self._courier.report, peer)
-        if verdict in GRANTING or verdict is Verdict.ALREADY:
-            self._courier.soon(self._courier.accept, peer)
-
-    def _on_accept(self, peer: NodeId, public_key: str) -> None:
-        verdict = self._table.on_accept(peer, public_key, self._now())
-        self._changed()
-        if verdict is not Verdict.GRANTED:
-            self._log("dropping handshake acceptance with no matching outgoing request", peer, why=verdict.value)
-            return
-        self._log("handshake accepted by peer", peer)
-        self._publish_change(peer, "granted", "accepted")
-        self._courier.soon(self._courier.report, peer)
-
-    def _on_reject(self, peer: NodeId, reason: str) -> None:
-        self._table.forget_request(peer)
-        self._mailbox.settle(peer)
-        self._log("handshake rejected by peer", peer, reason=sanitise(reason))
-        self._changed()
-
-    def _on_revoke(self, peer: NodeId) -> None:
-        was_trusted = self._table.on_revoke(peer)
-        self._mailbox.settle(peer)
-        self._log("trust revoked by peer", peer)
-        self._events.publish("trust.revoked_by_peer", {"peer_node_id": peer})
-        self._publish_change(peer, "revoked", "by_peer")
-        self._changed()
-        if was_trusted:
-            self._courier.soon(self._courier.withdraw, peer)
-
-    # What peers do, through the registry
-
-    async def _on_relayed_request(self, peer: NodeId, justification: str) -> None:
-        text = sanitise(justification)
-        self._log("relayed handshake request received", peer, "from_node_id", justification=text)
-        self._events.publish("handshake.received", {"peer_node_id": peer, "justification": text})
-        shared = BACKBONE
-        if self._state.networks and not self.is_trusted(peer):
-            shared = self._shared_network(await self._record_of(peer))
-        request = Request(peer, peer, "", text, proven=True, shared_network=shared)
-        verdict = self._table.on_request(request, self._now(), auto_approve=self._auto_approve)
-        self._after_request(request, verdict, relayed=True)
-        if verdict is Verdict.AUTO_APPROVE:
-            self._publish_grant(peer, "auto_approve_relayed")
-        if verdict in GRANTING or verdict is Verdict.ALREADY:
-            self._courier.soon(self._courier.respond, peer, True)
-            self._courier.soon(self._back_fill_key, peer)
-        if verdict in GRANTING and verdict is not Verdict.MUTUAL:
-            self._courier.soon(self._courier.report, peer)
-
-    def _on_relayed_response(self, peer: NodeId, accept: bool, arrived_at: float) -> None:
-        if not accept:
-            return self._on_relayed_reject(peer, arrived_at)
-        self._log("relayed handshake approval received", peer)
-        verdict = self._table.on_relayed_accept(peer, self._now())
-        self._changed()
-        if verdict is Verdict.GRANTED:
-            self._log("trust established via relayed approval", peer)
-            self._publish_change(peer, "granted", "accepted")
-            self._courier.soon(self._back_fill_key, peer)
-        return None
-
-    def _on_relayed_reject(self, peer: NodeId, arrived_at: float) -> None:
-        self._log("relayed handshake rejection received", peer)
-        if self._table.on_relayed_reject(peer, arrived_at):
-            self._mailbox.settle(peer)
-        self._changed()
-
-    def _after_request(self, request: Request, verdict: Verdict, *, relayed: bool) -> None:
-        peer = request.node_id
-        if verdict is Verdict.PENDING:
-            line = "relayed handshake request pending approval" if relayed else "handshake request pending approval"
-            self._log(line, peer, "from_node_id" if relayed else "peer_node_id")
-            data = {"peer_node_id": peer, "justification": request.justification}
-            self._events.publish("handshake.pending", data)
-        elif verdict in GRANTING:
-            self._log(_APPROVED_LINE[verdict], peer)
-        elif verdict is not Verdict.ALREADY:
-            self._log("handshake request dropped", peer, why=verdict.value)
-        self._changed()
-
-    async def _back_fill_key(self, peer: NodeId) -> None:
-        if key := _key(await self._resolver.lookup(peer)):
-            self._table.bind_key(peer, key)
-            self._changed()
+        await self._messages.receive(message, stream_peer)
 
     # Small change
 
-    async def _record_of(self, node: NodeId) -> Message:
-        """Return what the registry knows of a node; nothing if it cannot be asked."""
-        if node == self._state.node_id:
-            return {"public_key": self._state.identity.public_key_b64}
-        try:
-            return await self._resolver.lookup(node)
-        except RegistryError:
-            return {}
-
-    def _shared_network(self, record: Message) -> NetworkId:
-        theirs = record.get("networks")
-        members = theirs if isinstance(theirs, list) else []
-        return next((network for network in self._state.networks if network in members), BACKBONE)
+    def _settle(self, peer: NodeId) -> None:
+        """Stop polling for an answer of a peer."""
+        self._mailbox.settle(peer)
 
     def _changed(self) -> None:
         """Follow every input to the table: wake who waited, publish broken bindings, have the file written."""
@@ -433,36 +306,18 @@ class TrustService:
             if lot := self._waiters.get(peer):
                 lot.unpark_all()
         for peer in self._table.take_broken():
-            self._log("trust ended: peer has another key", peer)
-            self._publish_change(peer, "revoked", "key_changed")
-        self._store.changed(self._table.revision)
-
-    def _publish_grant(self, peer: NodeId, reason: str) -> None:
-        self._events.publish("handshake.auto_approved", {"peer_node_id": peer, "reason": reason})
-        self._publish_change(peer, "granted", reason)
-
-    def _publish_change(self, peer: NodeId, state: str, reason: str) -> None:
-        self._events.publish("trust.changed", {"peer_node_id": peer, "state": state, "reason": reason})
-
-    def _dropped(self, message: HandshakeMessage, drop: Drop) -> None:
-        self._log(drop.value, NodeId(message.node_id))
-
-    def _log(self, line: str, peer: NodeId, name: str = "peer_node_id", **more: object) -> None:
-        _log.info(line, extra={"kv": {name: peer, **more}})
+            self._journal.log("trust ended: peer has another key", peer)
+            self._journal.trust_changed(peer, "revoked", "key_changed")
+        self._store.changed()
 
     async def _reap(self) -> None:
         while True:
             await trio.sleep(REAP_INTERVAL)
             now = self._now()
-            self._replays.reap(now)
+            self._messages.reap(now)
             if stale := self._table.reap(now):
                 _log.info("reaped stale pending handshakes", extra={"kv": {"count": stale, "ttl_hours": 720}})
             self._changed()
-
-
-def _key(record: Message) -> str:
-    key = record.get("public_key")
-    return key if isinstance(key, str) else ""
 
 
 def _ignore(_: int) -> None:

@@ -1,4 +1,4 @@
-"""Keeps `trust.json` in step with the trust table (`spec/services.md` §1.13)."""
+"""The trust table, and `trust.json` in step with it (`spec/services.md` §1.13)."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ _log = logging.getLogger("pilot_trio.trust")
 
 
 class TrustStore:
-    """The file and its writer. Without a path nothing is kept."""
+    """The table, the file and its writer. Without a path nothing is kept."""
 
-    def __init__(self, path: Path | None, table: Callable[[], TrustTable], wall_time: Callable[[], float]) -> None:
+    def __init__(self, path: Path | None, wall_time: Callable[[], float]) -> None:
+        self.table = TrustTable()
         self._path = path
         self._wall_time = wall_time
         self._revision = 0
-        self._file = SavedFile(path, lambda: dump_trust(table()), "trust state")
+        self._file = SavedFile(path, lambda: dump_trust(self.table), "trust state")
         self.run = self._file.run
         self.flush = self._file.flush
 
-    def changed(self, revision: int) -> None:
-        """Note the table's revision; a new one is written soon."""
-        if revision != self._revision:
-            self._revision = revision
+    def changed(self) -> None:
+        """Have the table written soon, if there is anything new in it."""
+        if self.table.revision != self._revision:
+            self._revision = self.table.revision
             self._file.changed()
 
-    async def load(self) -> TrustTable | None:
-        """Return the stored table, None if there is none. An unreadable file is not fatal: trust can be given anew."""
+    async def load(self) -> None:
+        """Take over the stored table, if there is one. An unreadable file is not fatal: trust can be given anew."""
         if self._path is None:
-            return None
+            return
         try:
             content = await files.load(self._path)
             if content is None:
-                return None
+                return
             table, skipped = load_trust(content, self._wall_time())
         except (OSError, DecodeError) as exc:
             _log.warning("trust state unreadable, starting empty", extra={"kv": {"error": str(exc)}})
-            return None
+            return
         for text in skipped:
             _log.warning("trust record skipped", extra={"kv": {"record": text}})
         counts = {
@@ -53,4 +54,4 @@ class TrustStore:
             "outgoing": len(table.outgoing),
         }
         _log.info("loaded trust state", extra={"kv": counts})
-        return table
+        self.table, self._revision = table, table.revision

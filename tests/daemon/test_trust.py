@@ -525,7 +525,7 @@ async def test_a_changed_key_ends_the_trust(autojump_clock: trio.testing.MockClo
         await settle()
         fresh = Identity.from_seed(bytes([9]) * 32)
         world.relay.records[ANN]["public_key"] = fresh.public_key_b64
-        bob.trust._auto_approve = False
+        bob.trust._messages._auto_approve = False
         await bob.trust.receive(make_message(Kind.REQUEST, fresh, ANN, BOB, wall_time()), ANN)
         assert not bob.trust.is_trusted(ANN)
         assert "trust.changed:key_changed" in bob.topics()
