@@ -4,102 +4,86 @@
                  B, C, D ask meanwhile ──► under way ──► one answer for B, C and D
 
 An answer is shared only by those who had asked before its question left, so nobody gets news older than their question:
-what a registry acknowledged to somebody before I asked is in my answer. There are no tasks here: one of those who wait
-asks for all of them, and when that one is cancelled the next takes over. An answer wakes a few, each of them one more:
-a crowd that is told all at once would hold up everybody else for that turn of the loop.
+what a registry acknowledged to somebody before I asked is in my answer. There is one task per key under way and none per
+asker: who asks leaves a callback, so that a crowd costs little more than one. A crowd is told in pieces, because all at
+once would hold up everybody else for that turn of the loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Final, Generic, TypeVar
+from typing import Final, final
 
-import attrs
 import trio
 
-from pilot_trio.errors import RegistryError
+from pilot_trio.daemon.turn import Turn
 
-WOKEN_PER_TURN: Final = 4  # askers told of an answer per loop turn and key; as many as a client may start tasks
+TOLD_PER_TURN: Final = 16  # askers told of an answer per loop turn and key; as many as a client may ask in one
+PATIENCE: Final = 8.0  # seconds that an asker waits, for other questions too; protocol, `spec/ipc.md` §9
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-
-
-@attrs.define(eq=False)
-class _Batch(Generic[V]):
-    """Those who share one answer."""
-
-    waiting: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
-    answer: V | None = None
-    refusal: RegistryError | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.answer is not None or self.refusal is not None
-
-    def result(self) -> V:
-        if self.refusal is not None:
-            # Everybody raises an exception of their own: one that many tasks raise collects all their tracebacks.
-            raise type(self.refusal)(self.refusal.text, self.refusal.request) from self.refusal
-        assert self.answer is not None
-        return self.answer
+Question = Callable[[float], Awaitable[bytes]]
+"""Asks; gets the time (Trio clock) by which it has to end. Raises what is to be told as a refusal."""
+Tell = Callable[["bytes | Exception"], None]
+"""Takes the answer, or why there is none. Every asker of a question gets the same object."""
 
 
-class Coalescer(Generic[K, V]):
-    """Asks questions of which many are the same.
+@final
+class Coalescer:
+    """Asks questions of which many are the same."""
 
-    Args:
-      ask: asks one question; may raise `RegistryError`, which is an answer too. Answers are never None.
-    """
-
-    def __init__(self, ask: Callable[[K], Awaitable[V]]) -> None:
-        self._ask = ask
-        self._under_way: set[K] = set()
-        self._gathering: dict[K, _Batch[V]] = {}  # per key under way: who asked since, at least one
+    def __init__(self) -> None:
+        self.turn: Final = Turn(_nothing)
+        """Entered while askers are told, so that they may do at its end what they would do for each answer."""
+        self._gathering: dict[Hashable, _Batch] = {}  # per key under way: who has asked since
+        self._nursery: trio.Nursery | None = None
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        return len(self._gathering)
 
-    async def ask(self, key: K) -> V:
-        """Return the answer to a question that leaves from now on. Cancelling one asker does not concern the others.
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Ask until cancelled; then nobody is told anything more."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
 
-        Raises:
-          RegistryError: as `ask` does.
-        """
-        if key not in self._under_way:
-            self._under_way.add(key)
-            batch: _Batch[V] = _Batch()
-            await self._ask_for(key, batch)
-        else:
-            batch = self._gathering.setdefault(key, _Batch())
+    def ask(self, key: Hashable, question: Question, tell: Tell) -> None:
+        """Ask, or share the next one of those who ask the same, and `tell` the answer. Not to be called before `run`."""
+        assert self._nursery is not None
+        batch = self._gathering.get(key)
+        if batch is None:
+            batch = self._gathering[key] = _Batch()
+            self._nursery.start_soon(self._ask_for_all, key, question)
+        batch.add(tell)
+
+    async def _ask_for_all(self, key: Hashable, question: Question) -> None:
+        while batch := self._gathering[key]:
+            self._gathering[key] = _Batch()  # the one before is closed from here on
             try:
-                await batch.waiting.park()
-            finally:
-                if not batch.waiting and self._gathering.get(key) is batch:
-                    del self._gathering[key]
-            if batch.done:
-                batch.waiting.unpark()
-            else:
-                await self._ask_for(key, batch)
-        return batch.result()
+                answer: bytes | Exception = await question(batch.since + PATIENCE)
+            except Exception as exc:
+                answer = exc  # each asker's own affair, a defect too
+            await self._tell(batch, answer)
+        del self._gathering[key]
 
-    async def _ask_for(self, key: K, batch: _Batch[V]) -> None:
-        """Ask for everybody in `batch`, which is closed to others from here on, and let the next ones ask."""
-        if self._gathering.get(key) is batch:
-            del self._gathering[key]
-        try:
-            batch.answer = await self._ask(key)
-        except RegistryError as exc:
-            batch.refusal = exc
-        finally:
-            if batch.done:
-                batch.waiting.unpark(count=WOKEN_PER_TURN)
-            self._hand_over(key, batch)
+    async def _tell(self, batch: list[Tell], answer: bytes | Exception) -> None:
+        for start in range(0, len(batch), TOLD_PER_TURN):
+            if start:
+                await trio.lowlevel.checkpoint()
+            with self.turn:
+                for tell in batch[start : start + TOLD_PER_TURN]:
+                    tell(answer)
 
-    def _hand_over(self, key: K, batch: _Batch[V]) -> None:
-        for heirs in (batch, self._gathering.get(key)):
-            # Whoever is woken runs before any cancellation reaches it, so the key stays taken without a gap.
-            if heirs is not None and not heirs.done and heirs.waiting:
-                heirs.waiting.unpark()
-                return
-        self._under_way.discard(key)
+
+class _Batch(list[Tell]):
+    """Those who share one answer."""
+
+    since = 0.0  # Trio-clock seconds at which the first of them asked
+
+    def add(self, tell: Tell) -> None:
+        if not self:
+            self.since = trio.current_time()
+        self.append(tell)
+
+
+def _nothing() -> None:
+    """Hold nothing back."""

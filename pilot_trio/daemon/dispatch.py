@@ -2,8 +2,8 @@
 
 A handler is a plain function. It gets the client and the payload and either answers at once (returns a frame), stays
 silent (returns None: fire-and-forget commands, or it sent its frames itself), or returns `Later` for the part that has to
-wait, `Promise` if somebody will call back. So a command costs a task only when it has to wait for something, and registering for cancellation, say, happens
-the moment that the frame is decoded.
+wait, `Shared` if others may wait for the same, `Promise` if somebody will call back. So a command costs a task only when it
+has to wait for something of its own, and registering for cancellation, say, happens the moment that the frame is decoded.
 
 Errors: a handler, or the awaited part of `Later`, raises `DecodeError`, `CommandError`, `DialError` or `RegistryError`;
 the text goes into the error frame unchanged. Anything else that it raises is a bug: it is logged, answered with an error
@@ -13,7 +13,7 @@ frame, and ends that request only.
 from __future__ import annotations
 
 import abc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from enum import Enum, auto
 
 import attrs
@@ -84,7 +84,19 @@ class Promise:
     start: Callable[[Answer], None]
 
 
-Handler = Callable[[Client, bytes], "bytes | Later | Promise | None"]
+@attrs.frozen
+class Shared:
+    """A request that waits without a task for what others may wait for too.
+
+    One question per key is under way; the frame that it returns answers all who had asked before it left. `run` gets the
+    time (Trio clock) by which it has to end.
+    """
+
+    key: Hashable
+    run: Callable[[float], Awaitable[bytes]]
+
+
+Handler = Callable[[Client, bytes], "bytes | Later | Promise | Shared | None"]
 
 
 @attrs.frozen

@@ -7,7 +7,7 @@ One nursery for the server, and in it one nursery per client::
     │             │
     │             ├─ reader ── health, data commands, Cancel: in place, in order
     │             │   │        answers that need no waiting: in place
-    │             │   └─ CapacityLimiter(1024) ──► request task     dials, lookups, waits
+    │             │   └─ CapacityLimiter(1024) ──► request task     lookups, waits; dials and shared questions: no tasks
     │             │                                    │
     │             │                                    │            stream pushers, accept pushers: no tasks
     │             │                                    │                       │
@@ -16,6 +16,7 @@ One nursery for the server, and in it one nursery per client::
     │             │                   │
     │             └─ writer ◄─────────┘  move_on_after(10) around every send_all;
     │                                    when it expires, this client's nursery is cancelled
+    ├─ questions                         one task per question that is under way, for all who ask the same
     └─ hang-up watch                     one task for all clients whose readers wait
 
 What follows from the shape, and is tested in `tests/daemon/incident`: a client that stops reading fills its own queue,
@@ -35,6 +36,7 @@ from typing import Final, final
 import attrs
 import trio
 
+from pilot_trio.daemon.coalescing import Coalescer
 from pilot_trio.daemon.dispatch import CommandTable
 from pilot_trio.daemon.hang_up import HangUpWatch
 from pilot_trio.daemon.ipc_client import Counters, IPCClient
@@ -77,6 +79,7 @@ class IPCServer:
         self._last_client_id = 0
         self._counters = Counters()
         self._hang_ups = HangUpWatch()
+        self._questions = Coalescer()
         self._full = False  # said so in the log
 
     @property
@@ -113,6 +116,7 @@ class IPCServer:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hang_ups.run)
+            await nursery.start(self._questions.run)
             task_status.started()
             try:
                 while True:
@@ -134,7 +138,15 @@ class IPCServer:
         self._full = False
         self._counters.accepted += 1
         self._last_client_id += 1
-        client = IPCClient(self._last_client_id, transport, self._commands, self._counters, self._hang_ups, self._turn)
+        client = IPCClient(
+            self._last_client_id,
+            transport,
+            self._commands,
+            self._counters,
+            self._hang_ups,
+            self._turn,
+            self._questions,
+        )
         self._clients[client.client_id] = client
         nursery.start_soon(self._serve_client, client)
 

@@ -15,7 +15,8 @@ from typing import Final, final
 import attrs
 import trio
 
-from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Promise, Route
+from pilot_trio.daemon.coalescing import Coalescer
+from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Promise, Route, Shared
 from pilot_trio.daemon.hang_up import HangUpWatch
 from pilot_trio.daemon.in_flight import InFlight
 from pilot_trio.daemon.outbound import FRAME_SIZE_MAX, Ending, Outbound
@@ -62,6 +63,7 @@ class IPCClient(Client):
         "_hang_ups",
         "_in_flight",
         "_nursery",
+        "_questions",
         "_releases",
         "_replies",
         "_replies_size",
@@ -80,6 +82,7 @@ class IPCClient(Client):
         counters: Counters,
         hang_ups: HangUpWatch,
         turn: Turn,
+        questions: Coalescer,
     ) -> None:
         self._client_id = client_id
         self._transport = transport
@@ -87,6 +90,7 @@ class IPCClient(Client):
         self._counters = counters
         self._hang_ups = hang_ups
         self._turn = turn
+        self._questions = questions
         self._handling = False  # frames are being handled: what is posted joins their replies
         self._decoder = FrameDecoder(IPC_FRAME_MAX)
         self._in_flight = InFlight()
@@ -222,8 +226,8 @@ class IPCClient(Client):
     def _call_release(self, release: Callable[[], None]) -> None:
         try:
             release()
-        except Exception:
-            self._note_crash("release")
+        except Exception as exc:
+            self._note_crash("release", exc)
 
     # --- the life of a request ---------------------------------------------------------------------------------------
 
@@ -294,7 +298,7 @@ class IPCClient(Client):
                 self._snapshot_code, self._snapshot = code, answer
             return None
         pending = _Pending(code, route, answer)
-        if isinstance(answer, Promise) and self._in_flight.add_nowait(pending):
+        if not isinstance(answer, Later) and self._in_flight.add_nowait(pending):
             self._start(pending)
             return None
         return pending
@@ -317,14 +321,19 @@ class IPCClient(Client):
 
     def _start(self, pending: _Pending) -> None:
         """Start what was counted as being in flight."""
-        self._budget -= TASK_COST - DISPATCH_COST
-        if isinstance(pending.work, Later):
+        work = pending.work
+        if isinstance(work, Later):
+            self._budget -= TASK_COST - DISPATCH_COST
             assert self._nursery is not None
-            self._nursery.start_soon(self._answer_later, pending, pending.work)
+            self._nursery.start_soon(self._answer_later, pending, work)
             return
         answer = partial(self._answer, pending)
+        if isinstance(work, Shared):
+            self._questions.ask(work.key, work.run, answer)
+            return
+        self._budget -= TASK_COST - DISPATCH_COST
         try:
-            pending.work.start(answer)
+            work.start(answer)
         except Exception as exc:
             answer(exc)
 
@@ -346,8 +355,19 @@ class IPCClient(Client):
         else:
             reply = _fit(answer, pending.route)
         if reply is not None:
-            self.post(reply)
+            self._post_answer(reply)
         self._in_flight.remove(pending)
+
+    def _post_answer(self, reply: bytes) -> None:
+        """Post an answer; those that come up together leave together."""
+        if self._handling or not self._questions.turn.depth:
+            self.post(reply)
+            return
+        if not self._replies:
+            self._questions.turn.at_end(self._post_replies)
+        self._reply(reply)
+        if self._replies_size > REPLY_BATCH_MAX:
+            self._post_replies()
 
     async def _run(self, code: int, route: Route, later: Later) -> bytes | None:
         try:
@@ -384,23 +404,23 @@ class IPCClient(Client):
         if isinstance(exc, PilotError):
             text = str(exc)
         else:
-            self._note_crash(f"command 0x{code:02X}")
+            self._note_crash(f"command 0x{code:02X}", exc)
             text = _INTERNAL_ERROR
         if not route.replies:
             _log.debug("IPC request dropped: %s code=0x%02X client=%d", text, code, self._client_id)
             return None
         return encode_error(route.error_prefix + text)
 
-    def _note_crash(self, where: str) -> None:
+    def _note_crash(self, where: str, exc: Exception) -> None:
         self._counters.crashes += 1
-        _log.exception("IPC handler crashed: %s client=%d", where, self._client_id)
+        _log.error("IPC handler crashed: %s client=%d", where, self._client_id, exc_info=exc)
 
 
-@attrs.frozen(eq=False)  # each is a borrower of its own
+@attrs.define(eq=False)  # each is a borrower of its own
 class _Pending:
     code: int
     route: Route
-    work: Later | Promise
+    work: Later | Promise | Shared
 
 
 def _fit(reply: bytes, route: Route) -> bytes:

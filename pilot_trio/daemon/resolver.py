@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from typing import Any, Final
 
 import attrs
@@ -15,7 +16,6 @@ import trio
 
 from pilot_trio.address import NodeId
 from pilot_trio.crypto.identity import KEY_SIZE
-from pilot_trio.daemon.coalescing import Coalescer
 from pilot_trio.daemon.hostname_cache import HostnameCache
 from pilot_trio.daemon.interfaces import Registry
 from pilot_trio.daemon.state import NodeState
@@ -53,18 +53,25 @@ class Resolver:
         self._hostnames = hostnames or HostnameCache()
         self._routes: TimedCache[NodeId, Route] = TimedCache(ROUTES_MAX)
         self._own_record: TimedCache[NodeId, Message] = TimedCache(1)
-        self._hostname_questions = Coalescer(self._ask_hostname)
 
-    async def resolve_hostname(self, name: str) -> Message:
+    def known_hostname(self, name: str) -> Message | None:
+        """Return the registry's answer for a name if it is not older than 60 seconds; never for the own node's."""
+        return self._hostnames.get(name, FRESH)
+
+    async def resolve_hostname(self, name: str, *, by: float = math.inf) -> Message:
         """Return the registry's answer for a name, up to 60 seconds old; the own node's is always fresh.
+
+        Args:
+          name: the host name.
+          by: when the registry must have answered, if that is sooner than in eight seconds.
 
         Raises:
           RegistryError: there is no such name for us, or the registry gave no answer.
         """
-        if (known := self._hostnames.get(name, FRESH)) is not None:
+        if (known := self.known_hostname(name)) is not None:
             return known
         try:
-            answer = await self._ask_hostname_once(name)
+            answer = await self._ask_hostname(name, min(INTERACTIVE_TIMEOUT, max(by - trio.current_time(), 0.0)))
         except RegistryUnavailable:
             if (known := self._hostnames.get(name, STALE)) is not None:
                 return known
@@ -141,20 +148,14 @@ class Resolver:
         """Drop the cached answer for a name."""
         self._hostnames.forget(name)
 
-    async def _ask_hostname_once(self, name: str) -> Message:
-        """Ask together with all who want to know the same: a client that repeats itself must not cost a call each time."""
-        with trio.move_on_after(INTERACTIVE_TIMEOUT):
-            return await self._hostname_questions.ask(name)
-        raise RegistryUnavailable("call timed out, connection likely half-open", "resolve_hostname")
-
-    async def _ask_hostname(self, name: str) -> Message:
+    async def _ask_hostname(self, name: str, timeout: float) -> Message:
         """Ask as ourselves: a private node's name is told only to those it trusts, and any of our connections may ask."""
         state = self._state
         fields: dict[str, Any] = {}
         if state.registered:
             signature = state.identity.sign_text(node_text("resolve_hostname", state.node_id))
             fields = {"requester_id": state.node_id, "signature": signature}
-        return await self._registry.call("resolve_hostname", timeout=INTERACTIVE_TIMEOUT, hostname=name, **fields)
+        return await self._registry.call("resolve_hostname", timeout=timeout, hostname=name, **fields)
 
     async def _ask_route(self, node: NodeId) -> Route:
         state = self._state

@@ -217,6 +217,7 @@ class FakeClient(Client):
             else:
                 self._start_soon(self._later, route, answer)
         elif answer is not None:
+            assert isinstance(answer, bytes)
             self._put(answer)
 
     def _answer(self, route: Route, answer: bytes | Exception) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 
 import attrs
 import pytest
@@ -10,165 +10,162 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pilot_trio.daemon.coalescing import WOKEN_PER_TURN, Coalescer
-from pilot_trio.errors import RegistryError, RegistryUnavailable
-
-
-@attrs.define
-class Oracle:
-    """Answers each question with its own number, a second later."""
-
-    asked: list[str] = attrs.field(factory=list)
-    refuse: Callable[[int], Exception | None] = lambda _number: None
-
-    async def ask(self, key: str) -> int:
-        self.asked.append(key)
-        number = len(self.asked)
-        await trio.sleep(1)
-        if (refusal := self.refuse(number)) is not None:
-            raise refusal
-        return number
-
-
-async def ask_at(coalescer: Coalescer[str, int], at: float, answers: list[tuple[float, int]], key: str = "x") -> None:
-    await trio.sleep(at)
-    answer = await coalescer.ask(key)
-    answers.append((trio.current_time(), answer))
-
-
-async def test_those_who_ask_meanwhile_share_the_next_answer(autojump_clock: MockClock) -> None:
-    oracle = Oracle()
-    coalescer: Coalescer[str, int] = Coalescer(oracle.ask)
-    answers: list[tuple[float, int]] = []
-    start = trio.current_time()
-    async with trio.open_nursery() as nursery:
-        for at in (0, 0.25, 0.5, 0.75, 1.5):
-            nursery.start_soon(ask_at, coalescer, at, answers)
-    # The last one asked while the second question was under way: it may not have that one's older answer.
-    assert [(when - start, answer) for when, answer in answers] == [(1, 1), (2, 2), (2, 2), (2, 2), (3, 3)]
-    assert len(coalescer) == 0
-
-
-async def test_different_questions_do_not_wait_for_each_other(autojump_clock: MockClock) -> None:
-    oracle = Oracle()
-    coalescer: Coalescer[str, int] = Coalescer(oracle.ask)
-    answers: list[tuple[float, int]] = []
-    start = trio.current_time()
-    async with trio.open_nursery() as nursery:
-        for key in "abc":
-            nursery.start_soon(ask_at, coalescer, 0, answers, key)
-    assert trio.current_time() - start == 1
-    assert sorted(oracle.asked) == ["a", "b", "c"]
-
-
-async def test_refusal_is_shared_and_is_everybodys_own(autojump_clock: MockClock) -> None:
-    oracle = Oracle(refuse=lambda number: RegistryUnavailable("away", "lookup") if number == 2 else None)
-    coalescer: Coalescer[str, int] = Coalescer(oracle.ask)
-    refusals: list[RegistryError] = []
-
-    async def refused() -> None:
-        with pytest.raises(RegistryUnavailable, match="registry: away") as caught:
-            await coalescer.ask("x")
-        refusals.append(caught.value)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(coalescer.ask, "x")
-        await wait_all_tasks_blocked()
-        for _ in range(3):
-            nursery.start_soon(refused)
-    assert len(oracle.asked) == 2
-    assert len(set(map(id, refusals))) == 3
-    assert {refusal.request for refusal in refusals} == {"lookup"}
-
-
-async def test_crash_is_the_askers_own_and_the_others_ask_anew(autojump_clock: MockClock) -> None:
-    oracle = Oracle(refuse=lambda number: ValueError("bug") if number == 1 else None)
-    coalescer: Coalescer[str, int] = Coalescer(oracle.ask)
-    answers: list[tuple[float, int]] = []
-
-    async def crash() -> None:
-        with pytest.raises(ValueError, match="bug"):
-            await coalescer.ask("x")
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(crash)
-        await wait_all_tasks_blocked()
-        nursery.start_soon(ask_at, coalescer, 0, answers)
-    assert [answer for _, answer in answers] == [2]
-    assert len(coalescer) == 0
-
-
-@given(
-    askers=st.lists(
-        st.tuples(st.integers(0, 12), st.one_of(st.none(), st.integers(0, 12)), st.sampled_from("xy")), max_size=12
-    )
-)
-def test_whoever_is_cancelled_the_others_get_answers_younger_than_their_question(
-    askers: list[tuple[int, int | None, str]],
-) -> None:
-    """Askers come at quarters of a second and may give up at any; nobody is forgotten, nothing stays behind."""
-    sent_at: dict[int, float] = {}
-    most_at_once = {"x": 0, "y": 0}
-    answered = 0
-
-    async def answer(key: str) -> int:
-        number = len(sent_at) + 1
-        sent_at[number] = trio.current_time()
-        most_at_once[key] += 1
-        assert most_at_once[key] == 1
-        try:
-            await trio.sleep(1)
-        finally:
-            most_at_once[key] -= 1
-        return number
-
-    async def asker(coalescer: Coalescer[str, int], at: int, patience: int | None, key: str) -> None:
-        nonlocal answered
-        await trio.sleep(at / 4)
-        asked_at = trio.current_time()
-        with trio.move_on_after(float("inf") if patience is None else patience / 4):
-            assert sent_at[await coalescer.ask(key)] >= asked_at
-            answered += 1
-
-    async def main() -> None:
-        coalescer: Coalescer[str, int] = Coalescer(answer)
-        with trio.fail_after(60):
-            async with trio.open_nursery() as nursery:
-                for asking in askers:
-                    nursery.start_soon(asker, coalescer, *asking)
-        assert len(coalescer) == 0
-        assert not coalescer._gathering
-
-    trio.run(main, clock=MockClock(autojump_threshold=0))
-    assert answered >= sum(patience is None for _, patience, _ in askers)
-
-
-async def test_an_answer_wakes_a_few_askers_per_loop_turn(autojump_clock: MockClock) -> None:
-    oracle = Oracle()
-    coalescer: Coalescer[str, int] = Coalescer(oracle.ask)
-    turns = Turns()
-    woken_in: list[int] = []
-
-    async def asker() -> None:
-        await coalescer.ask("x")
-        woken_in.append(turns.count)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(coalescer.ask, "x")
-        await wait_all_tasks_blocked()
-        for _ in range(10 * WOKEN_PER_TURN):
-            nursery.start_soon(asker)
-        await wait_all_tasks_blocked()
-        trio.lowlevel.add_instrument(turns)
-        await trio.sleep(3)
-        trio.lowlevel.remove_instrument(turns)
-    assert len(woken_in) == 10 * WOKEN_PER_TURN
-    assert max(Counter(woken_in).values()) <= WOKEN_PER_TURN + 1  # the one who asked for all is there already
-    assert len(oracle.asked) == 2
+from pilot_trio.daemon.coalescing import PATIENCE, TOLD_PER_TURN, Coalescer
+from pilot_trio.errors import RegistryError
 
 
 @attrs.define(eq=False)
-class Turns(trio.abc.Instrument):
+class Oracle:
+    """Answers each question with its own number, a second later; notes what everybody is told, and when."""
+
+    coalescer: Coalescer
+    refusals: dict[int, Exception] = attrs.field(factory=dict)
+    asked: list[float] = attrs.field(factory=list)  # when each question left
+    deadlines: list[float] = attrs.field(factory=list)
+    told: list[tuple[float, bytes | Exception]] = attrs.field(factory=list)
+
+    async def answer(self, by: float) -> bytes:
+        self.asked.append(trio.current_time())
+        self.deadlines.append(by)
+        number = len(self.asked)
+        await trio.sleep(1)
+        if number in self.refusals:
+            raise self.refusals[number]
+        return b"%d" % number
+
+    def ask(self, key: str = "x") -> None:
+        self.coalescer.ask(key, self.answer, self.tell)
+
+    def tell(self, answer: bytes | Exception) -> None:
+        self.told.append((trio.current_time(), answer))
+
+
+@pytest.fixture
+async def oracle(nursery: trio.Nursery) -> AsyncIterator[Oracle]:
+    coalescer = Coalescer()
+    await nursery.start(coalescer.run)
+    yield Oracle(coalescer)
+    assert len(coalescer) == 0
+
+
+async def test_those_who_ask_meanwhile_share_the_next_answer(oracle: Oracle, autojump_clock: MockClock) -> None:
+    start = trio.current_time()
+    for at in (0, 0.25, 0.5, 0.75, 1.5):
+        await trio.sleep_until(start + at)
+        oracle.ask()
+    await trio.sleep(5)
+    # The last one asked while the second question was under way: it may not have that one's older answer.
+    told = [(when - start, answer) for when, answer in oracle.told]
+    assert told == [(1, b"1"), (2, b"2"), (2, b"2"), (2, b"2"), (3, b"3")]
+
+
+async def test_different_questions_do_not_wait_for_each_other(oracle: Oracle, autojump_clock: MockClock) -> None:
+    start = trio.current_time()
+    for key in "abc":
+        oracle.ask(key)
+    await trio.sleep(5)
+    assert [when - start for when, _ in oracle.told] == [1, 1, 1]
+
+
+async def test_everybody_is_told_of_a_refusal_and_of_a_crash_and_those_after_them_ask_anew(
+    oracle: Oracle, autojump_clock: MockClock
+) -> None:
+    oracle.refusals = {1: RegistryError("no"), 2: ZeroDivisionError()}
+    oracle.ask()
+    await wait_all_tasks_blocked()
+    oracle.ask()
+    oracle.ask()
+    await trio.sleep(1.5)
+    oracle.ask()
+    await trio.sleep(5)
+    assert [answer for _, answer in oracle.told] == [oracle.refusals[1], *[oracle.refusals[2]] * 2, b"3"]
+
+
+async def test_a_question_ends_when_the_first_of_its_askers_has_waited_long_enough(
+    oracle: Oracle, autojump_clock: MockClock
+) -> None:
+    start = trio.current_time()
+    oracle.ask()
+    await trio.sleep(0.25)
+    oracle.ask()
+    await trio.sleep(0.5)
+    oracle.ask()
+    await trio.sleep(5)
+    assert [by - start for by in oracle.deadlines] == [PATIENCE, PATIENCE + 0.25]
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from("xy")), max_size=12))
+def test_everybody_gets_one_answer_that_is_younger_than_the_question(askers: list[tuple[int, str]]) -> None:
+    sent_at: dict[bytes, float] = {}
+    under_way: Counter[str] = Counter()
+    told: list[int] = []
+
+    async def main() -> None:
+        coalescer = Coalescer()
+
+        def ask(number: int, key: str) -> None:
+            asked_at = trio.current_time()
+
+            async def question(by: float) -> bytes:
+                assert by >= trio.current_time() + 1
+                answer = b"%d" % len(sent_at)
+                sent_at[answer] = trio.current_time()
+                under_way[key] += 1
+                assert under_way[key] == 1
+                await trio.sleep(1)
+                under_way[key] -= 1
+                return answer
+
+            def tell(answer: bytes | Exception) -> None:
+                assert isinstance(answer, bytes)
+                assert sent_at[answer] >= asked_at
+                told.append(number)
+
+            coalescer.ask(key, question, tell)
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(coalescer.run)
+            start = trio.current_time()
+            for number, (at, key) in enumerate(sorted(askers)):
+                await trio.sleep_until(start + at / 4)
+                ask(number, key)
+            await trio.sleep(5)
+            assert len(coalescer) == 0
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert sorted(told) == list(range(len(askers)))
+    assert len(sent_at) <= len(askers)
+
+
+async def test_a_crowd_is_told_in_pieces_each_of_them_in_one_turn(oracle: Oracle, autojump_clock: MockClock) -> None:
+    oracle.ask()
+    await wait_all_tasks_blocked()
+    loop, at_ends = LoopTurns(), 0
+    told_in: list[int] = []  # loop turn in which each was told
+
+    def note_end() -> None:
+        nonlocal at_ends
+        at_ends += 1
+
+    def tell(_: bytes | Exception) -> None:
+        told_in.append(loop.count)
+        if len(told_in) % TOLD_PER_TURN == 1:
+            oracle.coalescer.turn.at_end(note_end)
+        assert at_ends == (len(told_in) - 1) // TOLD_PER_TURN  # the turns before have ended, this one has not
+
+    for _ in range(10 * TOLD_PER_TURN):
+        oracle.coalescer.ask("x", oracle.answer, tell)
+    trio.lowlevel.add_instrument(loop)
+    await trio.sleep(3)
+    trio.lowlevel.remove_instrument(loop)
+    assert len(oracle.asked) == 2
+    assert set(Counter(told_in).values()) == {TOLD_PER_TURN}
+    assert at_ends == 10
+
+
+@attrs.define(eq=False)
+class LoopTurns(trio.abc.Instrument):
     """Counts turns of the loop."""
 
     count: int = 0

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 from typing import Any
 
 import pytest
@@ -65,35 +64,13 @@ async def test_forgotten_name_is_asked_for_again(autojump_clock: MockClock) -> N
     assert len(client.calls) == 2
 
 
-async def test_flood_of_the_same_unknown_name_costs_two_calls(autojump_clock: MockClock) -> None:
-    client = FakeClient({"resolve_hostname": refused('hostname "nine" not found')}, delay=0.01)
+async def test_name_is_asked_for_no_longer_than_whoever_asks_will_wait(autojump_clock: MockClock) -> None:
+    client = FakeClient({"resolve_hostname": found()})
     resolver = Resolver(client, make_state())
-
-    async def ask() -> None:
-        with pytest.raises(RegistryError, match='registry: hostname "nine" not found'):
-            await resolver.resolve_hostname("nine")
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(64):
-            nursery.start_soon(ask)
-    assert len(client.calls) == 2
-
-
-async def test_nobody_waits_longer_than_eight_seconds_however_many_ask(autojump_clock: MockClock) -> None:
-    client = FakeClient(delay=7.5)
-    resolver = Resolver(client, make_state())
-    waited = []
-
-    async def ask() -> None:
-        start = trio.current_time()
-        with contextlib.suppress(RegistryUnavailable):
-            await resolver.resolve_hostname("nine")
-        waited.append(trio.current_time() - start)
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(3):
-            nursery.start_soon(ask)
-    assert sorted(waited) == [7.5, 8, 8]
+    await resolver.resolve_hostname("nine", by=trio.current_time() + 100)
+    await resolver.resolve_hostname("ten", by=trio.current_time() + 0.5)
+    await resolver.resolve_hostname("eleven", by=trio.current_time() - 1)
+    assert [call.timeout for call in client.calls] == [8, 0.5, 0]
 
 
 @pytest.mark.parametrize(("age", "served"), [(FRESH + 1, True), (STALE - 1, True), (STALE, False)])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from pilot_trio.daemon.commands.parts import NodeParts, later, passed_through, prefixed, reply
-from pilot_trio.daemon.dispatch import Client, CommandTable, Later, Route
+from pilot_trio.daemon.dispatch import Client, CommandTable, Later, Route, Shared
 from pilot_trio.errors import CommandError, DecodeError, RegistryError
 from pilot_trio.net import files
 from pilot_trio.wire.ipc import Code, decode_prefer_direct
@@ -23,7 +24,7 @@ def routes(node: NodeParts) -> CommandTable:
     """Return the rows of this module's commands."""
     naming = Naming(node)
     return {
-        Code.RESOLVE_HOSTNAME: Route(naming.resolve_hostname),
+        Code.RESOLVE_HOSTNAME: Route(naming.resolve_hostname, error_prefix="resolve_hostname: "),
         Code.SET_HOSTNAME: Route(naming.set_hostname),
         Code.SET_VISIBILITY: Route(naming.set_visibility),
         Code.DEREGISTER: Route(naming.deregister),
@@ -40,16 +41,17 @@ class Naming:
     def __init__(self, node: NodeParts) -> None:
         self._node = node
 
-    def resolve_hostname(self, _client: Client, payload: bytes) -> Later:
+    def resolve_hostname(self, _client: Client, payload: bytes) -> bytes | Shared:
         """Ask the registry, or the cache, which node has a name."""
         if not payload:
-            raise DecodeError("resolve_hostname: missing hostname")
+            raise DecodeError("missing hostname")
         name = payload.decode("utf-8", "replace")
+        if (known := self._node.resolver.known_hostname(name)) is not None:
+            return passed_through(Code.RESOLVE_HOSTNAME_OK, known)
+        return Shared((Code.RESOLVE_HOSTNAME, name), partial(self._resolve_hostname, name))
 
-        async def run() -> bytes:
-            return passed_through(Code.RESOLVE_HOSTNAME_OK, await self._node.resolver.resolve_hostname(name))
-
-        return later("resolve_hostname: ", run)
+    async def _resolve_hostname(self, name: str, by: float) -> bytes:
+        return passed_through(Code.RESOLVE_HOSTNAME_OK, await self._node.resolver.resolve_hostname(name, by=by))
 
     def set_hostname(self, _client: Client, payload: bytes) -> Later:
         """Claim a name at the registry, which alone judges whether it is valid; an empty one clears it."""

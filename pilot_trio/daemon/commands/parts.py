@@ -30,8 +30,12 @@ from pilot_trio.wire.registry import Message
 class Resolver(Lookup, Protocol):
     """Lookups with caches."""
 
-    async def resolve_hostname(self, name: str) -> Message:
-        """Return the registry's answer for a name; raise `RegistryError`."""
+    def known_hostname(self, name: str) -> Message | None:
+        """Return the registry's answer for a name if it is fresh enough to need no question."""
+        ...
+
+    async def resolve_hostname(self, name: str, *, by: float) -> Message:
+        """Return the registry's answer for a name, by a certain time; raise `RegistryError`."""
         ...
 
     async def resolve(self, node: int, /) -> object:

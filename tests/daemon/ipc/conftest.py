@@ -8,7 +8,7 @@ import attrs
 import pytest
 import trio
 
-from pilot_trio.daemon.dispatch import Answer, Client, CommandTable, Lane, Later, Promise, Route
+from pilot_trio.daemon.dispatch import Answer, Client, CommandTable, Lane, Later, Promise, Route, Shared
 from pilot_trio.daemon.ipc import IPCServer
 from pilot_trio.daemon.ipc_client import IPCClient
 from pilot_trio.errors import CommandError
@@ -38,6 +38,7 @@ class Commands:
             Code.INFO: Route(lambda client, payload: INFO_OK),
             Code.DIAL: Route(self.wait_for_gate),
             Code.RESOLVE_HOSTNAME: Route(self.promise),
+            Code.PREFER_DIRECT: Route(self.share, error_prefix="shared: "),
             Code.SEND: Route(self.record, Lane.FIFO, replies=False),
             Code.SEND_TO_CONFIRM: Route(self.confirm, Lane.FIFO, error_prefix="sendto: "),
             Code.NETWORK: Route(self.crash),
@@ -71,6 +72,18 @@ class Commands:
                 self.promised.append((payload, answer))
 
         return Promise(start)
+
+    def share(self, client: Client, payload: bytes) -> Shared:
+        async def ask(by: float) -> bytes:
+            self.started += 1
+            await self.gate.wait()
+            if payload == b"refused":
+                raise CommandError("no")
+            if payload == b"crash":
+                raise ZeroDivisionError("a bug")
+            return encode_frame(Code.PREFER_DIRECT_OK, payload)
+
+        return Shared(payload, ask)
 
     def record(self, client: Client, payload: bytes) -> Later | None:
         self.seen.append((client.client_id, payload))

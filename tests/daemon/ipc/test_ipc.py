@@ -154,6 +154,52 @@ async def test_fifo_commands_are_answered_in_order(bench: Bench, autojump_clock:
     assert await client.read_to_end() == expected
 
 
+def shared(payload: bytes) -> bytes:
+    return encode_frame(Code.PREFER_DIRECT, payload)
+
+
+async def test_requests_that_ask_the_same_share_a_question_and_their_answers_a_write(bench: Bench) -> None:
+    one, other = await bench.connect(), await bench.connect()
+    one.write(shared(b"x"))
+    await trio.testing.wait_all_tasks_blocked()
+    one.write(shared(b"x") * 10)
+    other.write(shared(b"x") * 5)
+    await trio.testing.wait_all_tasks_blocked()
+    assert (bench.commands.started, bench.server.statistics().in_flight) == (1, 16)
+    bench.commands.gate.set()
+    answer = encode_frame(Code.PREFER_DIRECT_OK, b"x")
+    assert await one.transport.receive_some(1 << 16) == answer
+    assert await one.transport.receive_some(1 << 16) == answer * 10
+    assert await other.transport.receive_some(1 << 16) == answer * 5
+    assert (bench.commands.started, bench.server.statistics().in_flight) == (2, 0)
+
+
+async def test_shared_refusal_and_crash_answer_everybody(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    client = await bench.connect()
+    bench.commands.gate.set()
+    client.write(shared(b"refused") * 3)
+    assert await client.read_frames(3) == [encode_error("shared: no")[4:]] * 3
+    assert bench.server.statistics().crashes == 0
+    client.write(shared(b"crash") * 2)
+    assert await client.read_frames(2) == [encode_error("shared: internal error")[4:]] * 2
+    assert bench.server.statistics().crashes == 2
+    assert all(record.exc_info for record in caplog.records)
+
+
+async def test_askers_that_leave_do_not_concern_the_others_and_leave_nothing_behind(bench: Bench) -> None:
+    leaving, staying = await bench.connect(), await bench.connect()
+    leaving.write(shared(b"x") * 3)
+    await trio.testing.wait_all_tasks_blocked()
+    staying.write(shared(b"x"))
+    await trio.testing.wait_all_tasks_blocked()
+    leaving.close()
+    await settled(lambda: bench.server.client_count == 1)
+    bench.commands.gate.set()
+    assert await staying.read_frame() == encode_frame(Code.PREFER_DIRECT_OK, b"x")[4:]
+    assert bench.server.statistics().in_flight == 0
+    assert len(bench.server._questions) == 0
+
+
 async def test_waiting_request_delays_nothing_behind_it(bench: Bench) -> None:
     client = await bench.connect()
     client.write(DIAL + HEALTH)
