@@ -71,7 +71,8 @@ class Tunnel(Paths, Protocol):
         ...
 
 
-Deliver = Callable[[Packet], None]
+Deliver = Callable[[Sequence[Packet]], None]
+"""Takes datagrams of other nodes, in the order in which they arrived."""
 
 
 class TunnelCarrier(Carrier):
@@ -190,48 +191,46 @@ class TunnelCarrier(Carrier):
 
         return Dial(connection, self._tunnel, self._resolver, self._timers, count_and_tell)
 
-    def send_datagram(self, packet: Packet) -> bool:
-        """Send a datagram if there is a tunnel to its node, in a turn at its end; False if contact has to be made first.
+    def send_datagrams(self, node: int, datagrams: Sequence[bytes]) -> bool:
+        """Send datagrams if there is a tunnel to their node, in a turn at its end; False if contact has to be made first.
 
         Raises:
-          TunnelError: it was not taken.
+          TunnelError: not all of them were taken.
         """
-        node = packet.destination.node
         if not self._tunnel.has_session(node):
             return False
         if self.turn.depth:
-            self._datagrams.setdefault(node, []).append(packet.encode())
+            self._datagrams.setdefault(node, []).extend(datagrams)
         else:
-            self._tunnel.send(node, packet)
+            self._tunnel.send_packets(node, datagrams, salvage=True)
         return True
 
-    async def send_datagram_later(self, packet: Packet) -> None:
-        """Make contact with the datagram's node, then hand the datagram to the tunnel, which keeps it until there is a key.
+    async def send_datagrams_later(self, node: int, datagrams: Sequence[bytes]) -> None:
+        """Make contact with a node, then hand datagrams to the tunnel, which keeps them until there is a key.
 
         Raises:
-          NoRoute, TunnelError: it was not taken.
+          NoRoute, TunnelError: not all of them were taken.
         """
-        node = packet.destination.node
         await self._tunnel.ensure(node)
         self.admission.expect_reply(node)
-        self._tunnel.send(node, packet)
+        self._tunnel.send_packets(node, datagrams, salvage=True)
 
-    def send_datagram_soon(self, packet: Packet) -> bool:
-        """Make contact in the background; False if too many datagrams wait for that already."""
-        if self._nursery is None or self._contacting >= CONTACTS_MAX:
-            return False
-        self._contacting += 1
-        self._nursery.start_soon(self._contact, packet)
-        return True
+    def send_datagrams_soon(self, node: int, datagrams: Sequence[bytes]) -> int:
+        """Make contact in the background; return how many of the datagrams wait for that, no more than there is room for."""
+        count = min(len(datagrams), CONTACTS_MAX - self._contacting)
+        if self._nursery is None or not count:
+            return 0
+        self._contacting += count
+        self._nursery.start_soon(self._contact, node, datagrams[:count])
+        return count
 
-    async def _contact(self, packet: Packet) -> None:
+    async def _contact(self, node: int, datagrams: Sequence[bytes]) -> None:
         try:
-            await self.send_datagram_later(packet)
+            await self.send_datagrams_later(node, datagrams)
         except PilotError as exc:
-            kv = {"peer_node_id": packet.destination.node, "error": str(exc)}
-            _log.debug("datagram not sent", extra={"kv": kv})
+            _log.debug("datagrams not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
         finally:
-            self._contacting -= 1
+            self._contacting -= len(datagrams)
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -242,6 +241,7 @@ class TunnelCarrier(Carrier):
             at, end = 0, len(batch)
             while at < end:
                 node, packet = batch[at]
+                first = at
                 at += 1
                 if packet.protocol == STREAM:
                     key = (packet.destination_port, packet.source, packet.source_port)
@@ -249,22 +249,25 @@ class TunnelCarrier(Carrier):
                     if packet.flags & (SYN | ACK) == SYN and (connection is None or _gives_way(connection)):
                         self.admission.on_syn(node, packet)
                     elif connection is not None:
-                        first = at
                         while at < end and _goes_on(packet, batch[at][1]):
                             at += 1
                         self._touch(connection)
-                        if at == first:
+                        if at == first + 1:
                             connection.machine.receive_packet(packet, now)
                         else:
-                            connection.machine.receive_packets([packet for _, packet in batch[first - 1 : at]], now)
+                            connection.machine.receive_packets([packet for _, packet in batch[first:at]], now)
                 elif packet.protocol == DATAGRAM:
-                    self._on_datagram(node, packet)
+                    while at < end and batch[at][1].protocol == DATAGRAM and batch[at][0] == node:
+                        at += 1
+                    self._on_datagrams(node, [packet for _, packet in batch[first:at]])
 
-    def _on_datagram(self, node: int, packet: Packet) -> None:
+    def _on_datagrams(self, node: int, datagrams: Sequence[Packet]) -> None:
         if self.admission.admits_datagrams(node):
-            self._deliver(packet)
+            self._deliver(datagrams)
         else:
-            self.admission.on_strange_datagram(node, packet, lambda: self._deliver(packet))
+            # One of them is enough to ask, and to keep meanwhile: a stranger is not to cost more.
+            first = datagrams[0]
+            self.admission.on_strange_datagram(node, first, lambda: self._deliver((first,)))
 
     def forget_streams(self, node: int) -> None:
         """End the streams to a node whose process is a new one: it knows nothing of them, and nothing will come of them.

@@ -5,6 +5,7 @@ An incoming datagram is offered to every connected client, whatever it has bound
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Protocol
@@ -19,7 +20,7 @@ from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import CommandError, NoRoute, PilotError, PortNotAllowed
 from pilot_trio.proto.ports import PortTable
 from pilot_trio.wire.ipc import DATAGRAM_MAX, Broadcast, Target, encode_recv_from
-from pilot_trio.wire.packet import DATAGRAM, Packet
+from pilot_trio.wire.packet import DATAGRAM, Packet, encode_datagrams
 
 REMOTE_DATAGRAM_MAX: Final = (
     65_428  # bytes to another node, by relay too: what UDP leaves; protocol, `spec/transport.md` §2.1
@@ -40,16 +41,16 @@ class DatagramStatistics:
 class DatagramCarrier(Protocol):
     """What takes datagrams to other nodes."""
 
-    def send_datagram(self, packet: Packet, /) -> bool:
-        """Send now; False if contact with the node has to be made first. Raises `TunnelError`."""
+    def send_datagrams(self, node: int, datagrams: Sequence[bytes], /) -> bool:
+        """Send encoded datagrams now; False if contact with the node has to be made first. Raises `TunnelError`."""
         ...
 
-    async def send_datagram_later(self, packet: Packet, /) -> None:
+    async def send_datagrams_later(self, node: int, datagrams: Sequence[bytes], /) -> None:
         """Make contact, then send; raise `NoRoute` or `TunnelError`."""
         ...
 
-    def send_datagram_soon(self, packet: Packet, /) -> bool:
-        """Make contact in the background, then send; False if too many wait for that already."""
+    def send_datagrams_soon(self, node: int, datagrams: Sequence[bytes], /) -> int:
+        """Make contact in the background, then send; return how many of them, as not too many may wait for that."""
         ...
 
 
@@ -101,12 +102,16 @@ class Datagrams:
         """Send one datagram if that needs no waiting; False if a route has to be found first (use `send`).
 
         Raises:
-          CommandError, PortNotAllowed, PortsExhausted, NoRoute: it may not or cannot be sent.
+          CommandError, PortNotAllowed, PortsExhausted, NoRoute, TunnelError: it may not or cannot be sent.
         """
-        self._check(target)
-        if target.address.node == self._state.node_id:
-            self._send_from(self._source_port(), target)
-        elif self._carrier is None or not self._carrier.send_datagram(self._packet(target)):
+        address, port, data = target
+        self._check(address, port)
+        self._check_size(address, len(data))
+        if address.node == self._state.node_id:
+            self._send_to_self(address, port, (data,))
+        elif self._carrier is None or not self._carrier.send_datagrams(
+            address.node, self._encode(address, port, (data,))
+        ):
             return False
         else:
             self._sent += 1
@@ -116,25 +121,22 @@ class Datagrams:
         """Send one datagram, finding the route first where that is necessary; raises as `send_nowait` does."""
         if self.send_nowait(target):
             return
+        address, port, data = target
         if self._carrier is None:
-            await self._resolver.resolve(target.address.node)
-            raise NoRoute(f"no tunnel to node {target.address.node}")
-        await self._carrier.send_datagram_later(self._packet(target))
+            await self._resolver.resolve(address.node)
+            raise NoRoute(f"no tunnel to node {address.node}")
+        await self._carrier.send_datagrams_later(address.node, self._encode(address, port, (data,)))
         self._sent += 1
 
-    def send_or_drop(self, target: Target) -> None:
-        """Send one datagram whose sender does not want to know; what cannot be sent is dropped and counted.
+    def send_or_drop(self, address: Address, port: Port, data: Sequence[bytes]) -> None:
+        """Send datagrams whose sender does not want to know; what cannot be sent is dropped and counted.
 
-        Never waits, so a sender is not held up by the registry: on first contact the datagram waits in the background.
+        Never waits, so a sender is not held up by the registry: on first contact they wait in the background.
         """
-        try:
-            if self.send_nowait(target) or (
-                self._carrier is not None and self._carrier.send_datagram_soon(self._packet(target))
-            ):
-                return
-        except PilotError:
-            pass
-        self._dropped += 1
+        taken = 0
+        with contextlib.suppress(PilotError):
+            taken = self._send_run(address, port, data)
+        self._dropped += len(data) - taken
 
     async def broadcast(self, request: Broadcast) -> None:
         """Send one datagram to every other member of a network; failures per member are skipped.
@@ -159,67 +161,100 @@ class Datagrams:
             raise CommandError(f"broadcast denied: node {own} is not a member of network {request.network}")
         for node in sorted(members):
             if node != own:
-                self.send_or_drop(Target(Address(request.network, node), request.port, request.data))
+                self.send_or_drop(Address(request.network, node), request.port, (request.data,))
 
-    def receive_packet(self, packet: Packet) -> None:
-        """Take a datagram of another node, which has passed the trust gate."""
-        source_port, port = Port(packet.source_port), Port(packet.destination_port)
-        self.receive(packet.source, source_port, packet.destination.network, port, packet.payload)
+    def receive(self, packets: Sequence[Packet]) -> None:
+        """Offer datagrams that have arrived to every client, in this order; they have passed the trust gate.
 
-    def receive(self, source: Address, source_port: Port, network: NetworkId, port: Port, data: bytes) -> None:
-        """Offer one datagram that has arrived to every client; empty ones are not delivered (`spec/transport.md` §7.2)."""
-        if not data:
+        Empty ones are not delivered (`spec/transport.md` §7.2), nor what the port policy of their network forbids.
+        """
+        state, heard = self._state, self._events.hears("data.datagram")
+        frames: list[bytes] = []
+        checked: tuple[Address | None, int] = (None, 0)
+        for packet in packets:
+            _, _, source, destination, source_port, port, _, _, _, data = packet
+            if not data:
+                continue
+            if (destination, port) != checked:
+                if not state.port_allowed(destination.network, port):
+                    self._publish("datagram.port_rejected", packet)
+                    continue
+                checked = (destination, port)
+            if heard:
+                self._publish("data.datagram", packet, size=len(data))
+            frames.append(encode_recv_from(source, source_port, port, data))
+        self._received += len(frames)
+        self._offer(frames)
+
+    def _publish(self, topic: str, packet: Packet, **more: int) -> None:
+        where = {"dst_port": packet.destination_port, "src_addr": str(packet.source), "src_port": packet.source_port}
+        self._events.publish(topic, {**where, **more})
+
+    def _offer(self, frames: Sequence[bytes]) -> None:
+        if not frames:
             return
-        if not self._state.port_allowed(network, port):
-            where = {"dst_port": port, "src_addr": str(source), "src_port": source_port}
-            self._events.publish("datagram.port_rejected", where)
-            return
-        self._received += 1
-        if self._events.hears("data.datagram"):
-            where = {"dst_port": port, "src_addr": str(source), "src_port": source_port}
-            self._events.publish("data.datagram", {**where, "size": len(data)})
-        self._offer(encode_recv_from(source, source_port, port, data))
-
-    def _offer(self, frame: bytes) -> None:
         if self._turn is None or not self._turn.depth:
-            self._deliver((frame,))
+            self._deliver(frames)
             return
         if not self._arrived:
             self._turn.at_end(self._offer_arrived)
-        self._arrived.append(frame)
+        self._arrived += frames
 
     def _offer_arrived(self) -> None:
         arrived, self._arrived = self._arrived, []
         self._deliver(arrived)
 
-    def _check(self, target: Target) -> None:
-        state, (network, node) = self._state, target.address
+    def _send_run(self, address: Address, port: Port, data: Sequence[bytes]) -> int:
+        """Send what can be sent of datagrams to one destination; return how many that were. Raises as `send_nowait` does."""
+        self._check(address, port)
+        largest = self._largest(address)
+        if max(map(len, data)) > largest:
+            data = [each for each in data if len(each) <= largest]
+            if not data:
+                return 0
+        if address.node == self._state.node_id:
+            self._send_to_self(address, port, data)
+            return len(data)
+        if self._carrier is None:
+            return 0
+        datagrams = self._encode(address, port, data)
+        if self._carrier.send_datagrams(address.node, datagrams):
+            self._sent += len(data)
+            return len(data)
+        return self._carrier.send_datagrams_soon(address.node, datagrams)
+
+    def _check(self, address: Address, port: Port) -> None:
+        state, (network, node) = self._state, address
         if node == BROADCAST_NODE:
             raise CommandError("broadcast address requires admin token: use BroadcastDatagram")
         if not state.registered:
             raise NoRoute("this node is not registered yet: its registry has not answered")
-        if not state.port_allowed(network, target.port):
-            raise PortNotAllowed(target.port, network)
-        if len(target.data) > DATAGRAM_MAX:
-            raise CommandError(f"marshal: payload too large: {len(target.data)} bytes (max {DATAGRAM_MAX})")
+        if not state.port_allowed(network, port):
+            raise PortNotAllowed(port, network)
         if node == state.node_id and network != BACKBONE and network not in state.networks:
             raise NoRoute(f"node {node} is not a member of network {network}")
 
-    def _packet(self, target: Target) -> Packet:
-        if len(target.data) > REMOTE_DATAGRAM_MAX:
-            raise CommandError(
-                f"write udp: sendto: message too long ({len(target.data)} > {REMOTE_DATAGRAM_MAX} bytes)"
-            )
-        source = self._state.address_in(target.address.network)
-        return Packet(0, DATAGRAM, source, target.address, self._source_port(), target.port, payload=target.data)
+    def _largest(self, address: Address) -> int:
+        return DATAGRAM_MAX if address.node == self._state.node_id else REMOTE_DATAGRAM_MAX
 
-    def _source_port(self) -> Port:
-        """Take a port and give it back: each datagram has another one, and none keeps it (`spec/transport.md` §7.1)."""
-        port = self._ports.allocate()
-        self._ports.release(port)
-        return port
+    def _check_size(self, address: Address, size: int) -> None:
+        if size > DATAGRAM_MAX:
+            raise CommandError(f"marshal: payload too large: {size} bytes (max {DATAGRAM_MAX})")
+        if size > self._largest(address):
+            raise CommandError(f"write udp: sendto: message too long ({size} > {REMOTE_DATAGRAM_MAX} bytes)")
 
-    def _send_from(self, source_port: Port, target: Target) -> None:
-        self._sent += 1
-        own = self._state.address_in(target.address.network)
-        self.receive(own, source_port, target.address.network, target.port, target.data)
+    def _encode(self, address: Address, port: Port, data: Sequence[bytes]) -> list[bytes]:
+        """Return datagrams to another node. Each has another source port, and none keeps it (`spec/transport.md` §7.1)."""
+        own = self._state.address_in(address.network)
+        return encode_datagrams(own, address, port, self._ports.next_free(len(data)), data)
+
+    def _send_to_self(self, address: Address, port: Port, data: Sequence[bytes]) -> None:
+        own = self._state.address_in(address.network)
+        source_ports = self._ports.next_free(len(data))
+        self._sent += len(data)
+        self.receive(
+            [
+                Packet(0, DATAGRAM, own, address, source_port, port, payload=each)
+                for source_port, each in zip(source_ports, data, strict=True)
+            ]
+        )

@@ -13,8 +13,9 @@ frame, and ends that request only.
 from __future__ import annotations
 
 import abc
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from enum import Enum, auto
+from typing import ClassVar
 
 import attrs
 
@@ -111,4 +112,22 @@ class Route:
     # else can have happened, share one
 
 
-CommandTable = dict[int, Route]
+RunHandler = Callable[[Client, Sequence[bytes]], None]
+"""Gets requests, their codes included."""
+
+
+@attrs.frozen
+class RunRoute:
+    """A row for requests that are never answered, never wait, and come by the thousand.
+
+    Those in a row that begin alike are handled in one call, which does for each of them what a call of its own would.
+    """
+
+    lane: ClassVar[Lane] = Lane.FIFO
+    replies: ClassVar[bool] = False
+
+    handler: RunHandler
+    head: int  # bytes, code included, that requests which are handled together have in common
+
+
+CommandTable = dict[int, "Route | RunRoute"]

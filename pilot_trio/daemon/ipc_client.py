@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from pilot_trio.daemon.coalescing import Coalescer
-from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Promise, Route, Shared
+from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Promise, Route, RunRoute, Shared
 from pilot_trio.daemon.hang_up import HangUpWatch
 from pilot_trio.daemon.in_flight import InFlight
 from pilot_trio.daemon.outbound import FRAME_SIZE_MAX, Ending, Outbound
@@ -263,19 +263,37 @@ class IPCClient(Client):
         self._handling = True
         try:
             with self._turn:
-                for number in range(at, len(frames)):
-                    frame = frames[number]
+                while at < len(frames):
+                    frame = frames[at]
+                    at += 1
                     self._budget -= REPEAT_COST
                     # Zero-length frames are skipped, though not for free.
                     pending = self._dispatch(frame) if frame else None
+                    if isinstance(pending, RunRoute):
+                        at, pending = self._handle_alike(pending, frames, at - 1), None
                     if pending is not None or self._budget <= 0 or self._replies_size > REPLY_BATCH_MAX:
-                        return number + 1, pending
-                return len(frames), None
+                        return at, pending
+                return at, None
         finally:
             self._handling = False
 
-    def _dispatch(self, frame: bytes) -> _Pending | None:
-        """Call the handler; keep its reply, or return what has to wait."""
+    def _handle_alike(self, route: RunRoute, frames: list[bytes], at: int) -> int:
+        """Handle the frame there, which was counted, with those behind it that begin alike; return where to go on."""
+        head = frames[at][: route.head]
+        end = at + 1
+        # As a dispatch, which costs more than one unit too, a run may begin with the last one.
+        last = min(len(frames), end + max(0, self._budget) + DISPATCH_COST)
+        while end < last and frames[end][: route.head] == head:
+            end += 1
+        self._budget -= REPEAT_COST * (end - at - 1)
+        try:
+            route.handler(self, frames[at:end])
+        except Exception as exc:
+            self._failure(head[0], route, exc)
+        return end
+
+    def _dispatch(self, frame: bytes) -> _Pending | RunRoute | None:
+        """Call the handler; keep its reply, or return what has to wait, or the route if it wants to handle more at once."""
         code = frame[0]
         if code == self._snapshot_code:
             self._reply(self._snapshot)
@@ -286,6 +304,8 @@ class IPCClient(Client):
         if route is None:
             self._reply(encode_error(f"unknown command: 0x{code:02X}"))
             return None
+        if isinstance(route, RunRoute):
+            return route
         try:
             answer = route.handler(self, frame[1:])
         except Exception as exc:
@@ -399,14 +419,14 @@ class IPCClient(Client):
         self._replies_size = 0
         return replies
 
-    def _failure(self, code: int, route: Route, exc: Exception) -> bytes | None:
+    def _failure(self, code: int, route: Route | RunRoute, exc: Exception) -> bytes | None:
         """Turn an exception into the request's reply: one failed request is nobody else's business."""
         if isinstance(exc, PilotError):
             text = str(exc)
         else:
             self._note_crash(f"command 0x{code:02X}", exc)
             text = _INTERNAL_ERROR
-        if not route.replies:
+        if isinstance(route, RunRoute) or not route.replies:
             _log.debug("IPC request dropped: %s code=0x%02X client=%d", text, code, self._client_id)
             return None
         return encode_error(route.error_prefix + text)

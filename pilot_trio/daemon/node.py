@@ -233,7 +233,7 @@ class Node:
             carrier=self.carrier,
             turn=self.carrier.turn,
         )
-        self.carrier.attach(self.streams, self.datagrams.receive_packet)
+        self.carrier.attach(self.streams, self.datagrams.receive)
         commands.update(build_table(self, wall_time=network.wall_time))
 
     def statistics(self) -> NodeStatistics:

@@ -6,7 +6,7 @@ Pure bookkeeping (`spec/transport.md` §1.1, §3.3; `spec/ipc.md` §5.1, §5.2, 
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable
+from collections.abc import Container, Hashable, Sequence
 from typing import Final
 
 from pilot_trio.address import EPHEMERAL_FIRST, PORT_MAX, ConnId, Port
@@ -75,6 +75,22 @@ class PortTable:
         self._allocated += 1
         self._cursor = (index + 1) % EPHEMERAL_COUNT
         return Port(EPHEMERAL_FIRST + index)
+
+    def next_free(self, count: int) -> Sequence[int]:
+        """Return the ports that so many calls of `allocate` would, each followed by one of `release`.
+
+        Raises:
+          PortsExhausted: there is none, and `count` is not 0.
+        """
+        first, end = self._cursor, self._cursor + count
+        if end < EPHEMERAL_COUNT and self._marks.count(_FREE, first, end) == count:  # as nearly always
+            self._cursor = end
+            return range(EPHEMERAL_FIRST + first, EPHEMERAL_FIRST + end)
+        ports: list[int] = []
+        for _ in range(count):
+            ports.append(port := self.allocate())
+            self.release(port)
+        return ports
 
     def release(self, port: Port) -> None:
         """Give an ephemeral port back.

@@ -14,6 +14,7 @@ from pilot_trio.errors import DecodeError
 LENGTH: Final = struct.Struct("!I")
 _read_length: Final = LENGTH.unpack_from
 IPC_FRAME_MAX: Final = 1 << 20  # bytes, command byte included; protocol, `spec/ipc.md` §2
+REST_MAX: Final = 16 * 1024  # bytes; so small a part of a frame is copied, so that frames are cut out of plain bytes
 REGISTRY_FRAME_MAX: Final = 64 << 20  # bytes; protocol, `spec/registry.md` §2.1
 
 
@@ -41,6 +42,11 @@ class FrameDecoder:
         if not self._buffer:
             # The usual case, nothing left over: small requests are cut out of what was read, without another copy.
             self._buffer = bytes(data)
+            return
+        rest = len(self)
+        if rest <= REST_MAX:
+            self._buffer = bytes(memoryview(self._buffer)[self._offset :]) + data
+            self._offset = 0
             return
         if self._offset or not isinstance(self._buffer, bytearray):
             self._buffer = bytearray(memoryview(self._buffer)[self._offset :])

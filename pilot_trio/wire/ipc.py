@@ -10,6 +10,7 @@ frame. Trailing bytes are ignored except where noted.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -92,6 +93,7 @@ _RECV_FROM = struct.Struct("!IBHIHH")  # length, code, source network, source no
 _ACCEPT_BODY = struct.Struct("!HIHIH")  # the same without length and code, as a client reads it
 _RECV_FROM_BODY = struct.Struct("!HIHH")
 _BROADCAST = struct.Struct("!HHH")  # network, port, token length
+SEND_TO_HEAD: Final = 1 + _TARGET.size  # bytes of a SEND_TO, its code included, that say where it goes
 assert _HEADER.size == 5 and _TARGET.size == 8 and _CONN_HEADER.size == 9
 assert _ACCEPT.size == 4 + 1 + 14 and _RECV_FROM.size == 4 + 1 + 10 and _BROADCAST.size == 6
 
@@ -205,6 +207,15 @@ def decode_send_to(payload: bytes) -> Target:
         raise DecodeError("sendto: missing header")
     network, node, port = _TARGET.unpack_from(payload)
     return Target(Address(network, node), port, payload[_TARGET.size :])
+
+
+def read_send_to(frames: Sequence[bytes]) -> tuple[Address, Port, list[bytes]]:
+    """Read what `SEND_TO` frames that begin with the same `SEND_TO_HEAD` bytes say: where to, and the data of each."""
+    frame = frames[0]
+    if len(frame) < SEND_TO_HEAD:
+        raise DecodeError("sendto: missing header")
+    network, node, port = _TARGET.unpack_from(frame, 1)
+    return Address(network, node), port, [frame[SEND_TO_HEAD:] for frame in frames]
 
 
 def decode_close(payload: bytes) -> ConnId:

@@ -18,7 +18,7 @@ offset  size  field
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Final, NamedTuple
 
@@ -41,22 +41,28 @@ CONTROL: Final = 3  # protocol number; protocol
 HEADER_SIZE: Final = 34  # bytes; protocol
 PAYLOAD_MAX: Final = 0xFFFF  # bytes; protocol, `spec/transport.md` §2
 
-HEADS_MAX: Final = 1024  # heads remembered as read; all full segments of a stream begin with the same
+HEADS_MAX: Final = 1024  # heads remembered as read; packets of one size between two nodes begin with the same
 
-_PAIR_AT, _PAIR_END = 4, 16  # where the addresses are
-_VARYING_AT: Final = 20  # bytes; what differs from one segment of a stream to the next begins here
+_HEAD_END: Final = (
+    16  # bytes; up to here all full segments of a stream are alike, and all datagrams of one size to a node
+)
 _CHECKSUM_AT: Final = 30
-_Head = tuple[int, int, int, Address, Address, int, int, int]
-"""Flags, protocol, payload length, addresses and ports of a packet, and the state of the checksum after them."""
+_Head = tuple[int, int, int, Address, Address, int]
+"""Flags, protocol, end of the payload and addresses of a packet, and the state of the checksum after them."""
 _new = tuple.__new__
-_HEAD = struct.Struct("!BBHHIHIHH")
+_HEAD = struct.Struct("!BBH12s")
+_PAIR = struct.Struct("!HIHI")  # addresses
+_REST = struct.Struct("!HHIIHI")  # of the header, from the ports on
 _BARE = struct.Struct("!BBHHIHIHHIIH")  # the header without its checksum
 _FLOW = struct.Struct("!HIHIHH")  # addresses and ports
 _FLOWED = struct.Struct("!BBH16sIIH")  # the header without its checksum, addresses and ports being encoded already
-_VARYING = struct.Struct("!IIHI")
-_pack_varying, _unpack_varying = _VARYING.pack, _VARYING.unpack_from
+_VARYING = struct.Struct("!IIHI")  # what differs from one segment of a stream to the next
+_VARYING_AT: Final = 20  # bytes
+_pack_varying, _unpack_rest = _VARYING.pack, _REST.unpack_from
 _ZERO_CHECKSUM = bytes(4)
-assert _HEAD.size == _VARYING_AT and _VARYING_AT + _VARYING.size == HEADER_SIZE and _BARE.size == _CHECKSUM_AT
+_ENDLESS: Final = 1 << 32  # the end of a packet that is none, whatever its length
+assert _HEAD.size == _HEAD_END and _HEAD_END + _REST.size == HEADER_SIZE == _VARYING_AT + _VARYING.size
+assert _BARE.size == _CHECKSUM_AT
 
 
 class Packet(NamedTuple):
@@ -89,6 +95,31 @@ class Packet(NamedTuple):
             window,
         )
         return b"%b%b%b" % (bare, crc32(payload, crc32(bare + _ZERO_CHECKSUM)).to_bytes(4, "big"), payload)
+
+
+def encode_datagrams(
+    source: Address, destination: Address, port: int, source_ports: Iterable[int], payloads: Iterable[bytes]
+) -> list[bytes]:
+    """Return a datagram for each source port and payload, as `Packet.encode` does; what they share is encoded once.
+
+    Args:
+      source: this node.
+      destination: the other one.
+      port: destination port of all of them.
+      source_ports: one for each payload.
+      payloads: each within `PAYLOAD_MAX`.
+    """
+    pair, rest, size = _PAIR.pack(*source, *destination), _REST.pack, -1
+    head, state = b"", 0
+    packets: list[bytes] = []
+    for source_port, payload in zip(source_ports, payloads, strict=True):
+        if len(payload) != size:
+            size = len(payload)
+            head = _HEAD.pack(VERSION << 4, DATAGRAM, size, pair)
+            state = crc32(head)
+        checksum = crc32(payload, crc32(rest(source_port, port, 0, 0, 0, 0), state))
+        packets.append(b"%b%b%b" % (head, rest(source_port, port, 0, 0, 0, checksum), payload))
+    return packets
 
 
 class Flow:
@@ -153,40 +184,63 @@ def _full_packer(segment: int) -> Callable[..., bytes]:
 
 def decode(data: bytes) -> Packet:
     """Read a packet; bytes after the payload are ignored. Raise `DecodeError` with the protocol's text (§2)."""
+    packets = read_packets((data,))
+    if not packets:
+        raise DecodeError(_fault(data))
+    return packets[0]
+
+
+def read_packets(run: Sequence[bytes]) -> list[Packet]:
+    """Read packets as `decode` does, up to the first one that it refuses."""
+    heads, read, zero, new = _heads, _unpack_rest, _ZERO_CHECKSUM, _new
+    packets: list[Packet] = []
+    for data in run:
+        size = len(data)
+        if size < HEADER_SIZE:
+            break
+        flags, protocol, end, source, destination, state = heads[data[:_HEAD_END]]
+        if size < end:
+            break
+        source_port, port, seq, ack, window, checksum = read(data, _HEAD_END)
+        payload = data[HEADER_SIZE:end]
+        if crc32(payload, crc32(data[_HEAD_END:_CHECKSUM_AT] + zero, state)) != checksum:
+            break
+        # The constructor of a NamedTuple is one Python call more, which counts when there is one per packet.
+        packets.append(
+            new(Packet, (flags, protocol, source, destination, source_port, port, seq, ack, window, payload))
+        )
+    return packets
+
+
+def _fault(data: bytes) -> str:
+    """Say why `read_packets` stopped."""
     size = len(data)
     if size < HEADER_SIZE:
-        raise DecodeError(f"packet too short: {size} bytes (min {HEADER_SIZE})")
-    head = data[:_VARYING_AT]
-    flags, protocol, length, source, destination, s_port, d_port, state = _heads[head]
-    seq, ack, window, checksum = _unpack_varying(data, _VARYING_AT)
+        return f"packet too short: {size} bytes (min {HEADER_SIZE})"
+    first, _, length, _ = _HEAD.unpack_from(data)
     end = HEADER_SIZE + length
     if size < end:
-        raise DecodeError(f"packet truncated: have {size} bytes, need {end}")
-    payload = data[HEADER_SIZE:end]
-    if crc32(payload, crc32(data[_VARYING_AT:_CHECKSUM_AT] + _ZERO_CHECKSUM, state)) != checksum:
-        raise DecodeError("checksum mismatch")
-    if head[0] >> 4 != VERSION:
-        raise DecodeError(f"unsupported protocol version {head[0] >> 4} (expected {VERSION})")
-    # The constructor of a NamedTuple is one Python call more, which counts when there is one per segment.
-    return _new(Packet, (flags, protocol, source, destination, s_port, d_port, seq, ack, window, payload))
+        return f"packet truncated: have {size} bytes, need {end}"
+    bare, payload = data[:_CHECKSUM_AT] + _ZERO_CHECKSUM, data[HEADER_SIZE:end]
+    if crc32(payload, crc32(bare)) != int.from_bytes(data[_CHECKSUM_AT:HEADER_SIZE], "big"):
+        return "checksum mismatch"
+    return f"unsupported protocol version {first >> 4} (expected {VERSION})"
 
 
 class _Heads(dict[bytes, _Head]):
-    """Heads as read; those of datagrams are not kept, as each datagram comes from another port."""
+    """Heads as read."""
 
     def __missing__(self, data: bytes) -> _Head:
-        first, protocol, length, *_, s_port, d_port = _HEAD.unpack(data)
-        source, destination = _pairs[data[_PAIR_AT:_PAIR_END]]
-        head = (first & 0xF, protocol, length, source, destination, s_port, d_port, crc32(data))
-        if protocol != DATAGRAM:
-            if len(self) >= HEADS_MAX:
-                self.clear()
-            self[data] = head
+        if len(self) >= HEADS_MAX:
+            self.clear()
+        first, protocol, length, pair = _HEAD.unpack(data)
+        end = HEADER_SIZE + length if first >> 4 == VERSION else _ENDLESS
+        head = self[data] = (first & 0xF, protocol, end, *_pairs[pair], crc32(data))
         return head
 
 
 class _Pairs(dict[bytes, tuple[Address, Address]]):
-    """Source and destination as read."""
+    """Source and destination as read; heads of several lengths share them."""
 
     def __missing__(self, data: bytes) -> tuple[Address, Address]:
         if len(self) >= HEADS_MAX:

@@ -171,7 +171,7 @@ class FakeNode:
         )
         self.streams = StreamTable(self.state, self.ports, self.carrier, limits=limits, events=self.events)
         self.datagrams: list[Packet] = []
-        self.carrier.attach(self.streams, self.datagrams.append)
+        self.carrier.attach(self.streams, self.datagrams.extend)
 
     def forget(self, node: int, /) -> None:
         self.forgotten.append(node)

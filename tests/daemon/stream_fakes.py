@@ -16,7 +16,7 @@ from pilot_trio.config import StreamLimits
 from pilot_trio.crypto.identity import Identity
 from pilot_trio.daemon.commands.data import routes
 from pilot_trio.daemon.datagrams import Datagrams
-from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Promise, Route
+from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Promise, Route, RunRoute
 from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import Carrier, Connection, NoTunnel, StreamTable
@@ -205,6 +205,9 @@ class FakeClient(Client):
         """Handle one request as the reader would: return once the next one may be looked at."""
         route = self._node.commands[code]
         try:
+            if isinstance(route, RunRoute):
+                route.handler(self, (bytes([code]) + payload,))
+                return
             answer = route.handler(self, payload)
         except (DecodeError, CommandError, DialError, RegistryError, PortInUse) as exc:
             self._fail(route, exc)
@@ -235,8 +238,8 @@ class FakeClient(Client):
         if frame is not None:
             self.post(frame)
 
-    def _fail(self, route: Route, exc: Exception) -> None:
-        if route.replies and not self._closed:
+    def _fail(self, route: Route | RunRoute, exc: Exception) -> None:
+        if isinstance(route, Route) and route.replies and not self._closed:
             self._put(ipc.encode_error(route.error_prefix + str(exc)))
 
     # The client's side

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.config import StreamLimits
+from pilot_trio.daemon.carrier import CONTACTS_MAX
 from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.dialling import KEY_WAIT
 from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
@@ -439,6 +440,49 @@ class TestPrivateNodes:
             two.carrier.receive([(1, packet)])
             assert two.datagrams == [packet]
 
+    async def test_of_a_burst_of_a_stranger_whom_the_registry_vouches_for_one_waits_for_the_answer(
+        self, autojump_clock: Clock
+    ) -> None:
+        async with joined(public=False) as (one, two, _):
+            burst = [Packet(0, DATAGRAM, one.address, two.address, 1, 2, payload=b"%d" % n) for n in range(5)]
+            two.trust.registry = {1}
+            two.carrier.receive([(1, packet) for packet in burst])
+            two.carrier.receive([(1, packet) for packet in burst])
+            assert two.datagrams == []
+            await trio.sleep(1)
+            assert two.datagrams == burst[:1]
+            assert two.trust.asked == [1]
+
+    async def test_trust_is_looked_at_for_every_sender_of_a_batch(self, autojump_clock: Clock) -> None:
+        async with joined(public=False) as (one, two, _):
+            two.trust.local = {1, 3}
+            packets = []
+            for number in range(12):
+                node = (1, 1, 4, 3)[number % 4]
+                source = one.address._replace(node=NodeId(node))
+                packets.append((node, Packet(0, DATAGRAM, source, two.address, 1, 2, payload=b"%d" % number)))
+            two.carrier.receive(packets)
+            assert two.datagrams == [packet for node, packet in packets if node != 4]
+            await trio.sleep(1)
+            assert two.trust.asked == [4]
+            assert len(two.datagrams) == 9
+
+
+async def test_datagrams_between_the_packets_of_a_stream_disturb_neither(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        stream, accepted = await pair(one, two)
+        wire.sent.clear()
+        await stream.send_all(bytes(5000))
+        await trio.sleep(0.0005)
+        segments = [packet for source, packet in wire.sent if source == 1]
+        datagrams = [Packet(0, DATAGRAM, one.address, two.address, 1, n, payload=b"x") for n in range(len(segments))]
+        assert len(segments) > 2
+        mixed = [(1, packet) for both in zip(segments, datagrams, strict=True) for packet in both]
+        two.carrier.receive(mixed)
+        assert two.datagrams == datagrams
+        assert accepted is not None
+        assert len(await accepted.receive_some(10_000)) == 5000
+
 
 async def test_a_burst_of_syns_is_answered_to_its_limit_and_the_rest_on_retry(autojump_clock: Clock) -> None:
     async with joined() as (one, two, wire):
@@ -528,7 +572,7 @@ async def test_datagrams_of_one_turn_leave_together_and_in_order(autojump_clock:
         ]
         with one.carrier.turn:
             for packet in packets:
-                assert one.carrier.send_datagram(packet)
+                assert one.carrier.send_datagrams(2, [packet.encode()])
             assert wire.sent == []
         assert runs == [[packet.encode() for packet in packets]]
         await trio.sleep(1)
@@ -539,10 +583,10 @@ async def test_datagrams_whose_tunnel_ends_in_their_turn_are_lost_and_nothing_el
     async with joined() as (one, two, wire):
         packet = Packet(0, DATAGRAM, one.address, two.address, 50_000, 6000, payload=b"late")
         with one.carrier.turn:
-            assert one.carrier.send_datagram(packet)
+            assert one.carrier.send_datagrams(2, [packet.encode()])
             gone = wire.nodes.pop(2)
         wire.nodes[2] = gone
-        assert one.carrier.send_datagram(packet)
+        assert one.carrier.send_datagrams(2, [packet.encode()])
         await trio.sleep(1)
         assert len(two.datagrams) == 1
 
@@ -594,3 +638,23 @@ async def test_whoever_is_called_for_data_hears_of_a_break_before_the_end(autoju
         await trio.sleep(0.1)
         assert heard == [b"some of it", b"broken"]
         assert accepted is not None
+
+
+async def test_datagrams_of_first_contact_wait_in_order_and_no_more_of_them_than_there_is_room_for(
+    autojump_clock: Clock,
+) -> None:
+    async with joined() as (one, two, _):
+        packets = [
+            Packet(0, DATAGRAM, one.address, two.address, 50_000, 6000, payload=b"%d" % n)
+            for n in range(CONTACTS_MAX + 5)
+        ]
+        encoded = [packet.encode() for packet in packets]
+        assert one.carrier.send_datagrams_soon(2, encoded[:10]) == 10
+        assert one.carrier.send_datagrams_soon(2, encoded[10:]) == CONTACTS_MAX - 10
+        assert one.carrier.send_datagrams_soon(2, encoded[-1:]) == 0
+        await trio.sleep(1)
+        assert sorted(two.datagrams, key=lambda packet: int(packet.payload)) == packets[:CONTACTS_MAX]
+        assert [packet for packet in two.datagrams if int(packet.payload) >= 10] == packets[10:CONTACTS_MAX]
+        assert one.carrier.send_datagrams_soon(7, encoded[:3]) == 3  # nobody knows that node
+        await trio.sleep(1)
+        assert one.carrier.send_datagrams_soon(2, encoded) == CONTACTS_MAX

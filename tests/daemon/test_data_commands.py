@@ -16,7 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.daemon.commands import data as data_commands
 from pilot_trio.daemon.commands.data import RECV_DATA_MAX, routes
-from pilot_trio.daemon.dispatch import Lane
+from pilot_trio.daemon.dispatch import Lane, Route
 from pilot_trio.daemon.local_stream import LOCAL_BUFFER_MAX
 from pilot_trio.errors import IPCClosedError
 from pilot_trio.wire.ipc import Code
@@ -134,7 +134,9 @@ def test_routes_have_the_lanes_and_prefixes_of_the_protocol() -> None:
     fifo = {code for code, route in table.items() if route.lane is Lane.FIFO}
     assert fifo == {Code.SEND, Code.SEND_TO, Code.SEND_TO_CONFIRM, Code.CANCEL}
     assert {code for code, route in table.items() if not route.replies} == {Code.SEND, Code.SEND_TO, Code.CANCEL}
-    assert table[Code.SEND_TO_CONFIRM].error_prefix == "sendto: "
+    confirmed = table[Code.SEND_TO_CONFIRM]
+    assert isinstance(confirmed, Route)
+    assert confirmed.error_prefix == "sendto: "
 
 
 # Ports

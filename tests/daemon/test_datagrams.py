@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from pilot_trio.address import BROADCAST_NODE, Address, NetworkId, Port
+from pilot_trio.address import BROADCAST_NODE, Address, NetworkId, NodeId, Port
 from pilot_trio.daemon.datagrams import Datagrams
 from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import CommandError, NoRoute, PortNotAllowed, PortsExhausted, RegistryError
 from pilot_trio.proto.ports import EPHEMERAL_COUNT
 from pilot_trio.wire.ipc import Broadcast, Code, Target, decode_recv_from
+from pilot_trio.wire.packet import DATAGRAM, Packet, decode
 from tests.daemon.stream_fakes import OTHER, OWN, SELF, UNKNOWN, FakeClient, FakeNode, dial_payload
 
 
 def received(client: FakeClient) -> list[tuple[Address, int, int, bytes]]:
     return [tuple(decode_recv_from(body)) for code, body in client.take() if code == Code.RECV_FROM]  # type: ignore[misc]
+
+
+def arrived(data: bytes, *, network: int = 0, port: int = 80, source: NodeId = OTHER) -> Packet:
+    there, here = (Address(NetworkId(network), node) for node in (source, OWN))
+    return Packet(0, DATAGRAM, there, here, 50_000, port, payload=data)
 
 
 async def test_a_datagram_to_oneself_reaches_every_client(nursery: trio.Nursery) -> None:
@@ -44,9 +53,10 @@ async def test_datagrams_of_one_turn_are_offered_at_its_end_in_order_and_togethe
     )
     with turn:
         for number in range(3):
-            datagrams.receive(Address(NetworkId(0), OTHER), Port(50_000), NetworkId(0), Port(80), b"%d" % number)
+            datagrams.receive([arrived(b"%d" % number)])
         assert offers == []
-    datagrams.receive(Address(NetworkId(0), OTHER), Port(50_000), NetworkId(0), Port(80), b"alone")
+    datagrams.receive([arrived(b"alone"), arrived(b"")])
+    datagrams.receive([arrived(b"")])
     payloads = [[decode_recv_from(frame[5:])[3] for frame in frames] for frames in offers]
     assert payloads == [[b"0", b"1", b"2"], [b"alone"]]
 
@@ -151,14 +161,13 @@ async def test_no_source_port_is_left(nursery: trio.Nursery) -> None:
 async def test_incoming_datagrams_are_published_and_held_to_the_port_policy() -> None:
     node = FakeNode()
     node.state.allowed_ports[NetworkId(7)] = frozenset({80})
-    source = Address(NetworkId(7), OTHER)
-    node.datagrams.receive(source, Port(50_000), NetworkId(7), Port(80), b"abc")
-    node.datagrams.receive(source, Port(50_000), NetworkId(7), Port(81), b"abc")
-    node.datagrams.receive(source, Port(50_000), NetworkId(7), Port(80), b"")
+    arrivals = [(80, b"abc"), (81, b"abc"), (80, b"d"), (80, b""), (81, b"")]
+    node.datagrams.receive([arrived(data, network=7, port=port) for port, data in arrivals])
     where = {"src_addr": "7:0007.0000.0003", "src_port": 50_000}
     assert node.published == [
         ("data.datagram", {"dst_port": 80, "size": 3, **where}),
         ("datagram.port_rejected", {"dst_port": 81, **where}),
+        ("data.datagram", {"dst_port": 80, "size": 1, **where}),
     ]
 
 
@@ -232,3 +241,109 @@ async def test_a_datagram_that_had_to_wait_is_confirmed_when_it_is_sent(
     assert client.take() == []
     route_found.set()
     assert await client.receive() == (Code.SEND_TO_OK, b"")
+
+
+# Many at once
+
+
+class FakeCarrier:
+    """Takes datagrams to `OTHER` at once, to everybody else later."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, Packet]] = []
+        self.waiting: list[tuple[int, Packet]] = []
+
+    def send_datagrams(self, node: int, datagrams: Sequence[bytes], /) -> bool:
+        if node == OTHER:
+            self.sent += [(node, decode(each)) for each in datagrams]
+        return node == OTHER
+
+    async def send_datagrams_later(self, node: int, datagrams: Sequence[bytes], /) -> None:
+        self.waiting += [(node, decode(each)) for each in datagrams]
+
+    def send_datagrams_soon(self, node: int, datagrams: Sequence[bytes], /) -> int:
+        self.waiting += [(node, decode(each)) for each in datagrams[:2]]
+        return len(datagrams[:2])
+
+
+class Sender:
+    """The datagrams of a node that is a member of network 7, where a policy admits port 80 alone."""
+
+    def __init__(self, registered: bool = True) -> None:
+        self.node = FakeNode(random_start=EPHEMERAL_COUNT - 5)
+        self.carrier = FakeCarrier()
+        self.offers: list[bytes] = []
+        self.node.state.networks.append(NetworkId(7))
+        self.node.state.allowed_ports[NetworkId(7)] = frozenset({80})
+        self.datagrams = Datagrams(
+            self.node.state,
+            self.node.ports,
+            self.node.resolver,
+            self.offers.extend,
+            members=self.node._members,
+            carrier=self.carrier,
+        )
+
+    def everything(self) -> tuple[object, ...]:
+        return (
+            self.carrier.sent,
+            self.carrier.waiting,
+            self.offers,
+            self.datagrams.statistics(),
+            self.node.ports.allocate(),
+        )
+
+
+destinations = st.builds(
+    Address, st.sampled_from([0, 7, 8]).map(NetworkId), st.sampled_from([OWN, OTHER, BROADCAST_NODE])
+)
+sizes = st.sampled_from([0, 1, 1000, 65_428, 65_429, 65_535, 65_536])
+
+
+@given(
+    st.lists(st.tuples(destinations, st.sampled_from([80, 81]), st.lists(sizes, min_size=1, max_size=5)), max_size=4)
+)
+@settings(deadline=None)
+def test_datagrams_sent_together_do_what_they_do_one_by_one(sent: list[tuple[Address, int, list[int]]]) -> None:
+    together, single = Sender(), Sender()
+    for address, port, lengths in sent:
+        data = [bytes([number % 256]) * length for number, length in enumerate(lengths)]
+        together.datagrams.send_or_drop(address, Port(port), data)
+        for each in data:
+            single.datagrams.send_or_drop(address, Port(port), (each,))
+    assert together.everything() == single.everything()
+
+
+def test_datagrams_that_cannot_wait_for_contact_count_as_dropped() -> None:
+    sender = Sender()
+    sender.datagrams.send_or_drop(Address(NetworkId(0), UNKNOWN), Port(80), [b"a", b"b", b"c", bytes(65_429)])
+    assert [packet.payload for _, packet in sender.carrier.waiting] == [b"a", b"b"]
+    statistics = sender.datagrams.statistics()
+    assert (statistics.sent, statistics.dropped) == (0, 2)
+
+
+arrivals = st.lists(
+    st.tuples(
+        st.sampled_from([0, 7]),
+        st.sampled_from([OTHER, UNKNOWN]),
+        st.sampled_from([80, 81]),
+        st.sampled_from([b"", b"x", b"yy"]),
+    ),
+    max_size=12,
+)
+
+
+@given(arrivals)
+def test_datagrams_that_arrive_together_are_offered_as_one_by_one(sent: list[tuple[int, NodeId, int, bytes]]) -> None:
+    packets = [arrived(data, network=network, port=port, source=node) for network, node, port, data in sent]
+    nodes = [FakeNode(), FakeNode()]
+    offers: list[list[bytes]] = [[], []]
+    for node, offer in zip(nodes, offers, strict=True):
+        node.state.allowed_ports[NetworkId(7)] = frozenset({80})
+        node.datagrams._deliver = offer.extend
+    nodes[0].datagrams.receive(packets)
+    for packet in packets:
+        nodes[1].datagrams.receive((packet,))
+    assert offers[0] == offers[1]
+    assert nodes[0].published == nodes[1].published
+    assert nodes[0].datagrams.statistics() == nodes[1].datagrams.statistics()

@@ -10,7 +10,7 @@ from typing import Any
 
 import trio
 
-from pilot_trio.daemon.dispatch import Client, Lane, Later, Route
+from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Route
 from pilot_trio.daemon.ipc import IPCServer
 from pilot_trio.driver import Driver, open_driver
 from pilot_trio.errors import CommandError, RegistryError
@@ -42,7 +42,7 @@ class StandIn(FakeNode):
     def _deliver(self, frames: Sequence[bytes]) -> None:
         self.server.broadcast_offer(frames)
 
-    def _table(self) -> dict[int, Route]:
+    def _table(self) -> CommandTable:
         table = dict(self.commands)
         table[Code.INFO] = Route(self._info)
         table[Code.HEALTH] = Route(self._health, Lane.FIFO)

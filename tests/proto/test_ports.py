@@ -45,6 +45,42 @@ def test_a_freed_port_is_not_handed_out_again_at_once() -> None:
     assert table.allocate() == port + 1
 
 
+near_the_end = st.integers(EPHEMERAL_COUNT - 20, EPHEMERAL_COUNT + 20)
+
+
+@given(
+    near_the_end,
+    st.sets(st.integers(0, 19) | st.integers(EPHEMERAL_COUNT - 20, EPHEMERAL_COUNT - 1)),
+    st.lists(st.integers(0, 25), max_size=4),
+)
+def test_ports_that_nobody_keeps_are_those_of_as_many_allocations(
+    start: int, bound: set[int], counts: list[int]
+) -> None:
+    together, single = PortTable(start), PortTable(start)
+    for index in bound:
+        for table in (together, single):
+            table.bind(Port(EPHEMERAL_FIRST + index), "somebody")
+    for count in counts:
+        expected = []
+        for _ in range(count):
+            expected.append(port := single.allocate())
+            single.release(port)
+        assert list(together.next_free(count)) == expected
+        assert together.allocated == 0
+    assert together.allocate() == single.allocate()
+
+
+def test_without_a_free_port_there_is_none_to_use_for_a_moment() -> None:
+    table = PortTable(5)
+    for _ in range(EPHEMERAL_COUNT):
+        table.allocate()
+    assert list(table.next_free(0)) == []
+    with pytest.raises(PortsExhausted):
+        table.next_free(1)
+    table.release(Port(50_000))
+    assert list(table.next_free(3)) == [50_000] * 3
+
+
 def test_all_16384_ports_can_be_used_and_not_one_more() -> None:
     table = PortTable(12_345)
     ports = {table.allocate() for _ in range(EPHEMERAL_COUNT - 1)}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilot_trio.errors import DecodeError
-from pilot_trio.wire.framing import IPC_FRAME_MAX, FrameDecoder, encode_frame
+from pilot_trio.wire.framing import IPC_FRAME_MAX, REST_MAX, FrameDecoder, encode_frame
 
 
 def drain(decoder: FrameDecoder) -> list[bytes]:
@@ -26,6 +26,25 @@ def test_chunking_never_changes_the_frames(bodies: list[bytes], cuts: list[int])
         decoder.feed(wire[at : at + size])
         at += size
         frames += drain(decoder)
+    assert frames == bodies
+    assert len(decoder) == 0
+
+
+@given(
+    st.lists(st.sampled_from([0, 1, 5_000, REST_MAX, 3 * REST_MAX, 100_000]), max_size=6),
+    st.lists(st.sampled_from([1, 3_000, REST_MAX - 3, REST_MAX + 5, 65_536]), min_size=1, max_size=8),
+)
+def test_chunking_never_changes_frames_of_any_size(sizes: list[int], cuts: list[int]) -> None:
+    bodies = [bytes([number]) * size for number, size in enumerate(sizes)]
+    wire = b"".join(encode_frame(body) for body in bodies)
+    decoder, frames, at, turn = FrameDecoder(100_000), [], 0, 0
+    while at < len(wire):
+        size = max(cuts[turn % len(cuts)], len(wire) // 100)
+        decoder.feed(memoryview(wire)[at : at + size] if turn % 2 else wire[at : at + size])
+        at, turn = at + size, turn + 1
+        frames += decoder.next_frames(1 + turn % 3)
+    while more := decoder.next_frames(4):
+        frames += more
     assert frames == bodies
     assert len(decoder) == 0
 

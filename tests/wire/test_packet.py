@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,36 @@ def test_without_the_fast_checksum_packets_are_the_same(monkeypatch: pytest.Monk
             raw = bytes.fromhex(vector["packet_hex"])
             assert plain.decode(raw) == packet.decode(raw)
             assert plain.decode(raw).encode() == packet.decode(raw).encode()
+
+
+def decoded(raws: list[bytes]) -> Iterator[Packet]:
+    with contextlib.suppress(DecodeError):
+        for raw in raws:
+            yield packet.decode(raw)
+
+
+@given(
+    st.lists(st.tuples(packets.map(Packet.encode) | st.binary(max_size=50), st.integers(1, 3)), max_size=12),
+    st.none() | st.tuples(u16, u16),
+)
+def test_a_run_is_read_as_its_packets_one_by_one_up_to_the_first_refusal(
+    sent: list[tuple[bytes, int]], damage: tuple[int, int] | None
+) -> None:
+    raws = [raw for raw, times in sent for _ in range(times)]
+    if damage is not None and raws:
+        index, at = damage[0] % len(raws), damage[1]
+        raw = bytearray(raws[index] or b"x")
+        raw[at % len(raw)] ^= 1 << at % 8
+        raws[index] = bytes(raw)
+    assert packet.read_packets(raws) == list(decoded(raws))
+
+
+@given(addresses, addresses, u16, st.lists(st.tuples(u16, st.sampled_from([b"", b"x", b"y"]) | st.binary(max_size=40))))
+def test_datagrams_are_encoded_together_as_one_by_one(
+    source: Address, destination: Address, port: int, sent: list[tuple[int, bytes]]
+) -> None:
+    ports, payloads = [each[0] for each in sent], [each[1] for each in sent]
+    assert packet.encode_datagrams(source, destination, port, ports, payloads) == [
+        Packet(0, packet.DATAGRAM, source, destination, s_port, port, payload=payload).encode()
+        for s_port, payload in sent
+    ]

@@ -8,7 +8,7 @@ client's queue before they take the next thing, so a client that does not read s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ import trio
 
 from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.datagrams import Datagrams
-from pilot_trio.daemon.dispatch import Answer, Client, CommandTable, Lane, Later, Promise, Route
+from pilot_trio.daemon.dispatch import Answer, Client, CommandTable, Lane, Later, Promise, Route, RunRoute
 from pilot_trio.daemon.port_listener import PortListener
 from pilot_trio.daemon.streams import Attempt, StreamTable
 from pilot_trio.errors import CommandError, DecodeError, DialCancelled, DialError, IPCClosedError
@@ -60,7 +60,7 @@ def routes(node: DataNode) -> CommandTable:
         Code.SEND: Route(commands.send, Lane.FIFO, replies=False),
         Code.CLOSE: Route(commands.close),
         Code.CANCEL: Route(commands.cancel, Lane.FIFO, replies=False),
-        Code.SEND_TO: Route(commands.send_to, Lane.FIFO, replies=False),
+        Code.SEND_TO: RunRoute(commands.send_to, ipc.SEND_TO_HEAD),
         Code.SEND_TO_CONFIRM: Route(commands.send_to_confirm, Lane.FIFO, error_prefix=_SEND_TO_PREFIX),
         Code.BROADCAST: Route(commands.broadcast, error_prefix=_BROADCAST_PREFIX),
     }
@@ -196,8 +196,8 @@ class _DataCommands:
 
     # Datagrams
 
-    def send_to(self, client: Client, payload: bytes) -> None:
-        self._datagrams.send_or_drop(ipc.decode_send_to(payload))
+    def send_to(self, client: Client, requests: Sequence[bytes]) -> None:
+        self._datagrams.send_or_drop(*ipc.read_send_to(requests))
 
     def send_to_confirm(self, client: Client, payload: bytes) -> bytes | Later:
         target = _decode(ipc.decode_send_to, payload, _SEND_TO_PREFIX)

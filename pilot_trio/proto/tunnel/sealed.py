@@ -7,7 +7,7 @@ from math import inf
 
 from pilot_trio.crypto.aead import counter_of
 from pilot_trio.crypto.replay import Verdict
-from pilot_trio.errors import AuthenticationError, DecodeError
+from pilot_trio.errors import AuthenticationError
 from pilot_trio.proto.tunnel.core import Core
 from pilot_trio.proto.tunnel.events import (
     Addr,
@@ -100,26 +100,27 @@ class SealedPackets:
 
     def _take(self, peer: Peer, opened: Sequence[bytes], now: float, received: list[Received]) -> tuple[int, int]:
         """Read packets that the peer's session has opened, and hand them on; return how many are genuine, and their bytes."""
-        decode, node, before, last = packets.decode, peer.node, len(received), None
-        refused = refused_size = 0
-        for raw in opened:
-            try:
-                packet = decode(raw)
-            except DecodeError:
+        node, before, last = peer.node, len(received), None
+        at = refused = refused_size = 0
+        while at < len(opened):
+            run = packets.read_packets(opened[at:] if at else opened)
+            for number, packet in enumerate(run, at):
+                source = packet.source
+                if source is not last and source.node != node and not (source.node == 0 and is_swallowed(packet)):
+                    self._refuse(peer, Drop.SPOOFED_SOURCE, detail=source.node)
+                    refused, refused_size = refused + 1, refused_size + len(opened[number])
+                elif packet.protocol != CONTROL:
+                    last = source
+                    received.append((node, packet))
+                elif not is_swallowed(packet):
+                    if not is_upkeep(packet):
+                        peer.used_at = now
+                    self._core.events.append(ControlArrived(node, packet))
+            at += len(run)
+            if at < len(opened):
                 self._refuse(peer, Drop.MALFORMED_PACKET)
-                refused, refused_size = refused + 1, refused_size + len(raw)
-                continue
-            source = packet.source
-            if source is not last and source.node != node and not (source.node == 0 and is_swallowed(packet)):
-                self._refuse(peer, Drop.SPOOFED_SOURCE, detail=source.node)
-                refused, refused_size = refused + 1, refused_size + len(raw)
-            elif packet.protocol != CONTROL:
-                last = source
-                received.append((node, packet))
-            elif not is_swallowed(packet):
-                if not is_upkeep(packet):
-                    peer.used_at = now
-                self._core.events.append(ControlArrived(node, packet))
+                refused, refused_size = refused + 1, refused_size + len(opened[at])
+                at += 1
         if len(received) > before:
             peer.used_at = now
         return len(opened) - refused, sum(map(len, opened)) - refused_size

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import attrs
 import pytest
 import trio
 
-from pilot_trio.daemon.dispatch import Answer, Client, CommandTable, Lane, Later, Promise, Route, Shared
+from pilot_trio.daemon.dispatch import Answer, Client, CommandTable, Lane, Later, Promise, Route, RunRoute, Shared
 from pilot_trio.daemon.ipc import IPCServer
 from pilot_trio.daemon.ipc_client import IPCClient
 from pilot_trio.errors import CommandError
@@ -19,6 +19,8 @@ from .raw_client import RawClient
 
 HEALTH = encode_frame(Code.HEALTH)
 HEALTH_OK = encode_frame(Code.HEALTH_OK, b'{"status":"ok"}')
+RUN_HEAD = 3  # bytes that SEND_TO requests have in common if they are handled together
+CRASH = bytes([Code.SEND_TO]) + b"crash"
 INFO_OK = encode_frame(Code.INFO_OK, b'{"features":[' + b'"x",' * 250 + b'""]}')
 
 
@@ -30,6 +32,7 @@ class Commands:
     seen: list[tuple[int, bytes]] = attrs.field(factory=list)
     clients: list[IPCClient] = attrs.field(factory=list)  # those that sent DIAL
     started: int = 0
+    runs: list[list[bytes]] = attrs.field(factory=list)  # of SEND_TO, codes included
     promised: list[tuple[bytes, Answer]] = attrs.field(factory=list)  # what RESOLVE_HOSTNAME waits for
 
     def table(self) -> CommandTable:
@@ -41,6 +44,7 @@ class Commands:
             Code.PREFER_DIRECT: Route(self.share, error_prefix="shared: "),
             Code.SEND: Route(self.record, Lane.FIFO, replies=False),
             Code.SEND_TO_CONFIRM: Route(self.confirm, Lane.FIFO, error_prefix="sendto: "),
+            Code.SEND_TO: RunRoute(self.record_run, RUN_HEAD),
             Code.NETWORK: Route(self.crash),
             Code.MANAGED: Route(self.crash_later),
             Code.CANCEL: Route(self.crash, Lane.FIFO, replies=False),
@@ -94,6 +98,14 @@ class Commands:
             await self.gate.wait()
 
         return Later(wait)
+
+    def record_run(self, client: Client, requests: Sequence[bytes]) -> None:
+        if requests[0] == CRASH:
+            raise ZeroDivisionError("a bug")
+        if len(requests[0]) < RUN_HEAD:
+            raise CommandError("too short")
+        self.runs.append(list(requests))
+        self.seen += [(client.client_id, request) for request in requests]
 
     def confirm(self, client: Client, payload: bytes) -> bytes | Later:
         if not payload:

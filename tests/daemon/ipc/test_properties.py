@@ -21,7 +21,7 @@ from .raw_client import RawClient, split_frames
 
 FIRE_AND_FORGET = {Code.SEND, Code.SEND_TO, Code.CANCEL}
 PUSHES = {Code.ACCEPT, Code.RECV, Code.RECV_FROM}
-IN_ORDER = [Code.HEALTH, Code.SEND, Code.CANCEL, Code.SEND_TO_CONFIRM, 0x7F, Code.INFO, Code.BIND]
+IN_ORDER = [Code.HEALTH, Code.SEND, Code.SEND_TO, Code.CANCEL, Code.SEND_TO_CONFIRM, 0x7F, Code.INFO, Code.BIND]
 IN_ANY_ORDER = [Code.SET_TAGS, Code.MANAGED]  # those that wait in a task of their own
 
 requests = st.tuples(st.sampled_from([*IN_ORDER, *IN_ANY_ORDER]), st.binary(max_size=40)).map(
