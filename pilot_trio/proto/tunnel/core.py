@@ -10,7 +10,7 @@ import attrs
 from pilot_trio.crypto.agreement import KeyPair
 from pilot_trio.crypto.identity import Identity
 from pilot_trio.proto.tunnel.errors import NoAddress
-from pilot_trio.proto.tunnel.events import Addr, Drop, Event, RelayActivated
+from pilot_trio.proto.tunnel.events import Addr, Drop, Event, Refused, RelayActivated
 from pilot_trio.proto.tunnel.peer import Peer
 from pilot_trio.proto.tunnel.route import SILENT
 from pilot_trio.proto.tunnel.session import Past
@@ -96,6 +96,11 @@ class Core:
     def drop(self, reason: Drop) -> None:
         """Count something dropped."""
         self.drops[reason] += 1
+
+    def refuse(self, node: int, reason: Drop) -> None:
+        """Count something of a node that was refused, and tell operators."""
+        self.drops[reason] += 1
+        self.events.append(Refused(node, reason))
 
     def count_received(self, peer: Peer, frames: int, size: int, now: float) -> None:
         """Count frames of a peer that were taken, `size` bytes all together."""

@@ -8,6 +8,7 @@ from pilot_trio.errors import DecodeError
 from pilot_trio.proto.tunnel.core import Core
 from pilot_trio.proto.tunnel.events import Addr, BeaconSaid, ControlArrived, Drop, PeerAdded, Punched, Refused
 from pilot_trio.proto.tunnel.exchange import KeyExchanges
+from pilot_trio.proto.tunnel.key_frames import KeyFrames
 from pilot_trio.proto.tunnel.route import PEER_RELAYS
 from pilot_trio.proto.tunnel.sealed import Received, SealedPackets
 from pilot_trio.proto.tunnel.settings import PUNCHES
@@ -20,9 +21,10 @@ from pilot_trio.wire.packet import CONTROL, HEADER_SIZE
 class Inbound:
     """The receiving side of the machine."""
 
-    def __init__(self, core: Core, exchanges: KeyExchanges, sealed: SealedPackets) -> None:
+    def __init__(self, core: Core, exchanges: KeyExchanges, key_frames: KeyFrames, sealed: SealedPackets) -> None:
         self._core = core
         self._exchanges = exchanges
+        self._key_frames = key_frames
         self._sealed = sealed
 
     def receive(self, batch: Sequence[tuple[bytes, Addr]], now: float, received: list[Received]) -> None:
@@ -79,7 +81,7 @@ class Inbound:
         if magic == tunnel.PILS and core.settings.encrypt:
             self._sealed.receive(data, source, now, received, relayed=relayed)
         elif magic == tunnel.PILA and core.settings.encrypt:
-            self._exchanges.receive_key_frame(data, source, now, relayed=relayed)
+            self._key_frames.receive(data, source, now, relayed=relayed)
             if len(data) >= 8:
                 self._sealed.retry_early(int.from_bytes(data[4:8], "big"), now, received)
         elif magic == tunnel.PILK and core.settings.encrypt:

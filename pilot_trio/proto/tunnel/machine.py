@@ -19,6 +19,8 @@ from pilot_trio.proto.tunnel.core import Core, Traffic
 from pilot_trio.proto.tunnel.events import Addr, Drop, Event, RouteNeeded
 from pilot_trio.proto.tunnel.exchange import KeyExchanges
 from pilot_trio.proto.tunnel.inbound import Inbound
+from pilot_trio.proto.tunnel.installation import Installation
+from pilot_trio.proto.tunnel.key_frames import KeyFrames
 from pilot_trio.proto.tunnel.outbound import Outbound
 from pilot_trio.proto.tunnel.paths import Paths
 from pilot_trio.proto.tunnel.route import RELAY_ONLY
@@ -59,11 +61,12 @@ class TunnelMachine:
             identity=identity, keypair=keypair, settings=settings or TunnelSettings(), random_bytes=random_bytes
         )
         succession = Succession(self._core)
-        self._exchanges = KeyExchanges(self._core, succession)
+        self._exchanges = KeyExchanges(self._core)
+        self._key_frames = KeyFrames(self._core, self._exchanges, Installation(self._core, self._exchanges, succession))
         self._paths = Paths(self._core)
         self._upkeep = Upkeep(self._core, self._exchanges, self._paths, succession)
         self._sealed = SealedPackets(self._core, self._exchanges, succession)
-        self._inbound = Inbound(self._core, self._exchanges, self._sealed)
+        self._inbound = Inbound(self._core, self._exchanges, self._key_frames, self._sealed)
         self._outbound = Outbound(self._core, self._exchanges)
 
     # --- what the shell tells ----------------------------------------------------------------------------------------
@@ -121,7 +124,7 @@ class TunnelMachine:
     def on_key(self, node: int, key: bytes | None, now: float) -> list[Received]:
         """Take the answer to `KeyNeeded`, None if it could not be had; return packets that waited for it."""
         received: list[Received] = []
-        self._exchanges.on_key(node, key, now)
+        self._key_frames.on_key(node, key, now)
         self._sealed.retry_early(node, now, received)
         return received
 

@@ -13,7 +13,7 @@ from math import inf
 
 from pilot_trio.errors import DecodeError
 from pilot_trio.proto.tunnel.core import Core
-from pilot_trio.proto.tunnel.events import Addr, Drop, Refused
+from pilot_trio.proto.tunnel.events import Addr, Drop
 from pilot_trio.proto.tunnel.peer import Peer, Predecessor
 from pilot_trio.proto.tunnel.settings import PATH_PROBE, PREDECESSOR_GAP, PREDECESSOR_QUESTIONS, REFUTED_TIME
 from pilot_trio.proto.tunnel.upkeep_packets import ping
@@ -31,8 +31,7 @@ class Succession:
         """Say whether a key is known to be one of an earlier process, as the present one has answered."""
         if peer.session is None or x25519 != peer.refuted_x25519 or now >= peer.refuted_until:
             return False
-        self._core.drop(Drop.SUPERSEDED_KEY)
-        self._core.events.append(Refused(peer.node, Drop.SUPERSEDED_KEY))
+        self._core.refuse(peer.node, Drop.SUPERSEDED_KEY)
         return True
 
     def keep(self, peer: Peer) -> None:
@@ -103,6 +102,5 @@ class Succession:
         peer.installed_frame, peer.installed_by_relay = before.installed_frame, before.installed_by_relay
         if before.address is not None:
             peer.route.address = before.address
-        self._core.drop(Drop.SUPERSEDED_KEY)
-        self._core.events.append(Refused(peer.node, Drop.SUPERSEDED_KEY))
+        self._core.refuse(peer.node, Drop.SUPERSEDED_KEY)
         self._core.touch(peer)

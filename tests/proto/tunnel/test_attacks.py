@@ -61,13 +61,13 @@ def state_of(net: Net) -> dict[int, dict[int, tuple[Any, ...]]]:
 
 def sizes_of(net: Net, node: int) -> dict[str, int]:
     machine = net[node].machine
-    core, exchanges = machine._core, machine._exchanges
+    core, frames = machine._core, machine._key_frames
     return {
         "peers": len(core.peers),
         "early": sum(len(peer.early) for peer in core.peers.values()),
-        "waiting": len(exchanges._waiting),
-        "unknown": len(exchanges._unknown_until),
-        "keys": len(exchanges._keys),
+        "waiting": len(frames._waiting),
+        "unknown": len(frames._unknown_until),
+        "keys": len(frames._keys),
     }
 
 
