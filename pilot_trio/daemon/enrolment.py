@@ -43,9 +43,7 @@ from pilot_trio.wire.registry import (
     register_text,
 )
 
-HEARTBEAT_JITTER: Final = (
-    5.0  # seconds; random part of the first wait, so that nodes do not beat in step; protocol, §6.2
-)
+HEARTBEAT_JITTER: Final = 5.0  # seconds; random part of the first wait: nodes do not beat in step; protocol, §6.2
 HEARTBEAT_FAILURES_MAX: Final = 3  # refused heartbeats in a row until the node registers again; protocol, §6.4
 ANNOUNCE_INTERVAL: Final = 60.0  # seconds between announcements of the hostname; protocol, §6.2
 ENROL_DELAY_FIRST: Final = 0.5  # seconds before the second attempt to register at the start; protocol, §2.5

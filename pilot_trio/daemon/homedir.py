@@ -20,9 +20,7 @@ from pilot_trio.errors import IdentityError, StartupError
 from pilot_trio.net import files
 from pilot_trio.net.file_lock import LockHeld, hold_lock
 
-_SYNTHETIC_DOMAIN: Final = (
-    "nodes.pilotprotocol.network"  # of owners without an address; protocol, `spec/services.md` §8.5
-)
+_SYNTHETIC_DOMAIN: Final = "nodes.pilotprotocol.network"  # of owners without an address; protocol, services §8.5
 _SYNTHETIC_KEY_BYTES: Final = 6  # of the public key, in hex before the @; protocol, §8.5
 
 _log = logging.getLogger("pilot_trio.daemon")

@@ -25,9 +25,7 @@ from pilot_trio.wire.registry import Message
 NAMES_MAX: Final = 4096  # names remembered; a client that resolves at random must not fill the memory
 KEPT_MAX: Final = 1024  # names in the file, the latest ones; together with the next limit: 4 MiB
 KEPT_SIZE_MAX: Final = 4096  # bytes of an answer in the file; real ones have 200
-SAVE_GAP: Final = (
-    10.0  # seconds between two writes; a client that resolves one name after the other must not wear the disk
-)
+SAVE_GAP: Final = 10.0  # seconds between two writes; a client that resolves name after name must not wear the disk
 
 _log = logging.getLogger("pilot_trio.daemon")
 

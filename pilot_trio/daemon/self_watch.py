@@ -21,9 +21,7 @@ from pilot_trio.proto.address_watch import AddressWatch, Change
 from pilot_trio.proto.rx_watch import LOOK_INTERVAL, ReceiveWatch, Recovered, Resumed, Silent
 
 ADDRESS_INTERVAL: Final = 1.0  # seconds between looks at the local address; protocol, `spec/tunnel.md` §12
-MOVED_GAP: Final = (
-    5.0  # seconds between two rounds of telling peers; a beacon that lies cannot make us do it all the time
-)
+MOVED_GAP: Final = 5.0  # seconds between two rounds of telling peers; a beacon that lies must not keep us at it
 SECOND_ANNOUNCEMENT: Final = 31.0  # seconds; beacons ignore a second move within 30; protocol §12
 RENEW_ATTEMPTS: Final = 3  # re-registrations per recovery; protocol §12; the heartbeat goes on from there
 
@@ -80,9 +78,7 @@ class SelfWatch:
     _watch: AddressWatch = attrs.field(factory=AddressWatch, init=False)
     _change: Change | None = attrs.field(default=None, init=False)  # not acted on yet; a newer one replaces it
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _seen_at: Endpoint | None = attrs.field(
-        default=None, init=False
-    )  # where the beacon saw us when peers were last told
+    _seen_at: Endpoint | None = attrs.field(default=None, init=False)  # by the beacon, when peers were last told
     _told_at: float = attrs.field(default=-inf, init=False)
 
     # --- the own address ---------------------------------------------------------------------------------------------

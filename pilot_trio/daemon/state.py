@@ -57,9 +57,7 @@ class NodeState:
     allowed_ports: dict[NetworkId, frozenset[int]] = attrs.field(factory=dict)  # empty or absent: all ports allowed
     dials_unanswered: int = 0  # in a row
     registry_reachable: bool = False  # the last exchange with the registry got an answer
-    tunnel_source: Callable[[], TunnelStatistics] = (
-        TunnelStatistics  # set by the tunnel; without one there are no peers
-    )
+    tunnel_source: Callable[[], TunnelStatistics] = TunnelStatistics  # set by the tunnel; without one: no peers
 
     @property
     def tunnel(self) -> TunnelStatistics:

@@ -7,9 +7,7 @@ from collections.abc import Hashable, Iterator
 from typing import Final, Generic, TypeVar
 
 FRESH: Final = 60.0  # seconds during which the registry is not asked again; protocol, `spec/ipc.md` §5.4
-STALE: Final = (
-    3600.0  # seconds during which an answer serves while it cannot be asked; protocol, `spec/registry.md` §4.4
-)
+STALE: Final = 3600.0  # seconds during which an answer serves while it cannot be asked; protocol, registry §4.4
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

@@ -23,9 +23,7 @@ from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.proto.tunnel.machine import RouteAnswer
 
 LOOKUPS_MAX: Final = 32  # at once; the registry client has few connections, and each lookup ends within 8 seconds
-WAITING_MAX: Final = (
-    8192  # questions in the queue; beyond, they are answered "cannot be had", which is asked again later
-)
+WAITING_MAX: Final = 8192  # questions in the queue; beyond, the answer is "cannot be had", and they come again later
 NAME_TIMEOUT: Final = 5.0  # seconds for an endpoint that is registered under a host name
 
 _log = logging.getLogger("pilot_trio.tunnel")

@@ -17,9 +17,7 @@ import trio
 from pilot_trio.crypto.identity import Identity
 from pilot_trio.errors import IdentityError
 
-FILE_SIZE_MAX: Final = (
-    64 << 20
-)  # bytes; state files are far smaller, a larger one is a mistake and not worth the memory
+FILE_SIZE_MAX: Final = 64 << 20  # bytes; state files are far smaller, a larger one is a mistake
 PRIVATE_MODE: Final = 0o600  # owner only: state names peers and holds keys; protocol, `spec/services.md` §6.1
 PRIVATE_DIRECTORY_MODE: Final = 0o700  # of directories that we make; existing ones are left as they are
 

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import attrs
 import trio
@@ -33,15 +33,6 @@ DEDUPLICATION_TIME: Final = 600.0  # seconds in which a repeated message is reco
 DEDUPLICATION_MAX: Final = 8192  # deliveries remembered; protocol §3.5
 
 Publish = Callable[[str, dict[str, Any]], None]
-
-
-class RemoteStream(Protocol):
-    """What a connection must tell besides being a `trio.abc.Stream`."""
-
-    @property
-    def remote(self) -> SocketAddress:
-        """The peer's overlay address and port."""
-        ...
 
 
 @attrs.define(eq=False)

@@ -26,9 +26,7 @@ PUBLISH_RATE: Final = 100.0  # events per second and connection; protocol §4, e
 PUBLISH_BURST: Final = 200  # events; protocol §4
 QUEUE_EVENTS: Final = 256  # events waiting for one subscriber: a publisher's whole burst; what exceeds it is lost
 QUEUE_BYTES_MAX: Final = 1 << 20  # bytes waiting for one subscriber; one event larger than this still fits alone
-PARTIAL_BYTES_MAX: Final = (
-    128 << 20
-)  # bytes of half-received events, all connections; the one that exceeds it is closed
+PARTIAL_BYTES_MAX: Final = 128 << 20  # bytes of half-received events, all together; the one that exceeds it is closed
 WRITE_TIMEOUT: Final = 5.0  # seconds for one event; a subscriber that takes none for so long is removed
 
 Publish = Callable[[str, dict[str, Any]], None]

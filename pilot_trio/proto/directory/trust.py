@@ -19,9 +19,7 @@ from pilot_trio.wire.registry import Message, handshake_text, node_text, pair_te
 JUSTIFICATION_MAX: Final = 1024  # bytes; spec registry §2.6
 INBOX_MAX: Final = 100  # handshake requests waiting per node; spec registry §2.6
 RESPONSES_MAX: Final = 100  # answers waiting per node; as many as requests
-UNASKED_RESPONSES_MAX: Final = (
-    50  # answers waiting per node; from there on a rejection that nobody asked for is dropped
-)
+UNASKED_RESPONSES_MAX: Final = 50  # answers waiting per node; beyond, a rejection that nobody asked for is dropped
 PENDING_MAX: Final = 1024  # requests remembered per asked node until approved; the oldest make room
 
 

@@ -13,9 +13,10 @@ from pilot_trio.proto.tunnel.errors import NoAddress
 from pilot_trio.proto.tunnel.events import Addr, Drop, Event, Refused, RelayActivated
 from pilot_trio.proto.tunnel.peer import Peer
 from pilot_trio.proto.tunnel.route import SILENT
-from pilot_trio.proto.tunnel.session import Past
+from pilot_trio.proto.tunnel.session import Past, Session
 from pilot_trio.proto.tunnel.settings import PEERS_MAX, RELAY_PEERS_MAX, SOURCES_MAX, TunnelSettings
 from pilot_trio.wire.beacon import Relay
+from pilot_trio.wire.packet import Packet
 
 
 @attrs.define
@@ -121,6 +122,11 @@ class Core:
     def leave_relay(self, peer: Peer) -> None:
         """Note that a peer's route has turned back to direct."""
         self.relayed_peers -= 1
+
+    def seal(self, session: Session, packet: Packet) -> bytes:
+        """Seal a packet of the tunnel's own; take the frame to the network before the next one is sealed."""
+        self.traffic.sealed += 1
+        return session.seal(packet.encode())
 
     # --- the way out -------------------------------------------------------------------------------------------------
 

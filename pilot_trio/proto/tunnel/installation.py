@@ -120,8 +120,7 @@ class Installation:
     def _probe(self, peer: Peer, to: Addr) -> None:
         assert peer.session is not None
         probe = path_probe(self._core.node_id, peer.node)
-        self._core.write_direct(peer.session.seal(probe.encode()), to)
-        self._core.traffic.sealed += 1
+        self._core.write_direct(self._core.seal(peer.session, probe), to)
 
     def _answer_stale(self, peer: Peer, now: float) -> None:
         """The peer may have lost our frame: answer, but only if it has been silent, and not too often (§7.4)."""

@@ -40,14 +40,12 @@ class Paths:
         """Send upkeep under the session, if there is one; it does not count as use of the peer."""
         if peer.session is not None:
             with contextlib.suppress(NoAddress):
-                self._core.write(peer, peer.session.seal(packet.encode()), now)
-                self._core.traffic.sealed += 1
+                self._core.write(peer, self._core.seal(peer.session, packet), now)
 
     def send_directly(self, peer: Peer, packet: Packet, to: Addr) -> None:
         """Send upkeep to an endpoint at which the peer may be."""
         if peer.session is not None and to != self._core.beacon:
-            self._core.write_direct(peer.session.seal(packet.encode()), to)
-            self._core.traffic.sealed += 1
+            self._core.write_direct(self._core.seal(peer.session, packet), to)
 
     def punch(self, peer: Peer) -> None:
         """Ask the beacon to make both ends send at once, so that both NATs have a mapping (§13.4)."""
@@ -90,8 +88,7 @@ class Paths:
         self.send_sealed(peer, probe, now)
         if not route.relay:
             if core.beacon is not None and peer.session is not None:
-                core.relay(peer.node, peer.session.seal(probe.encode()))
-                core.traffic.sealed += 1
+                core.relay(peer.node, core.seal(peer.session, probe))
         elif route.address is not None and not route.hidden:
             self.send_directly(peer, probe, route.address)
         self.punch(peer)

@@ -82,7 +82,6 @@ class Peer:
     doubts: int = 0  # rounds of probes since then
     resolved_at: float = -inf  # when its route was last asked for anew
     due_at: float = inf  # when upkeep looks at it next
-    queue_warned_at: float = -inf
 
     @property
     def authenticated(self) -> bool:

@@ -60,30 +60,18 @@ RESOLVE_GAP: Final = 10.0  # seconds between two resolutions of a peer in doubt;
 UPGRADE_RESOLVE_GAP: Final = 30.0  # seconds between two resolutions of a relayed peer: it may be elsewhere by now
 LOOK_GAP: Final = 25.0  # seconds between looks at a peer that nothing is due for: it may be in use again
 OVERDUE_GAP: Final = 1.0  # seconds until the next look at a peer for which something due could not be done
-RELAYED_PATIENCE: Final = (
-    1.0  # seconds without anything direct after which a peer that uses the relay is followed there
-)
+RELAYED_PATIENCE: Final = 1.0  # seconds without anything direct after which a peer that relays is followed there
 UPGRADE_FIRST: Final = 0.3  # seconds on the relay before the first attempt to leave it
-RETRY_DELAYS: Final = (
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-    8.0,
-)  # seconds between key exchanges; the reference waits 8 and loses 8 per loss
+RETRY_DELAYS: Final = (1.0, 2.0, 4.0, 8.0, 8.0)  # seconds between key exchanges; the reference loses 8 per loss
 STRANGER_RATE: Final = 64.0  # answers per second to nodes without a session, all together; bounds reflection
 EARLY_PACKETS: Final = 16  # sealed packets held that no key opens yet: they overtook the key frame
 EARLY_TIME: Final = 1.0  # seconds that they are held
 RELAYED_FIRST_TIME: Final = 1.0  # seconds in which the direct copy of a relayed key frame may still set the endpoint
-PREDECESSOR_GAP: Final = (
-    0.25  # seconds until a session that a key frame has replaced is asked, and between two questions
-)
+PREDECESSOR_GAP: Final = 0.25  # seconds until a session that was replaced is asked, and between two questions
 PREDECESSOR_QUESTIONS: Final = 4  # questions to it that need no other reason
 REFUTED_TIME: Final = 60.0  # seconds for which a key frame is not believed that the living process has refuted
 TEARDOWN_GAP: Final = 10.0  # seconds between two sessions ended by junk: an attacker cannot keep one from living
-EPOCHS_MAX: Final = (
-    5  # nonce prefixes per session, each with its window; a peer that restarted under the same key is new
-)
+EPOCHS_MAX: Final = 5  # nonce prefixes per session, each with its window; a peer that counts anew shows a new one
 KEYS_MAX: Final = 65_536  # Ed25519 keys of peers remembered; a forgotten one is looked up again
 PEERS_MAX: Final = 16_384  # peers known at once; the longest idle one makes room
 

@@ -65,12 +65,11 @@ class Succession:
         peer.predecessor_at = now + PREDECESSOR_GAP if before.questions < PREDECESSOR_QUESTIONS else inf
         core.touch(peer)
         before.asked_at = now
-        question = ping(core.node_id, peer.node, 0, before.question, PATH_PROBE).encode()
+        question = ping(core.node_id, peer.node, 0, before.question, PATH_PROBE)
         ways: list[Addr | None] = [before.address] if before.address is not None else []
         ways += [None] if core.beacon is not None else []
         for to in ways:
-            frame = before.session.seal(question)
-            core.traffic.sealed += 1
+            frame = core.seal(before.session, question)
             if to is None:
                 core.relay(peer.node, frame)
             else:
