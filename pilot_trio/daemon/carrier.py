@@ -7,6 +7,7 @@ acknowledgment and one wake-up per connection, and one write to the socket.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +22,7 @@ from pilot_trio.daemon.admission import Admission, CheckTrust, TrustGate
 from pilot_trio.daemon.connection import Connection, ConnState
 from pilot_trio.daemon.dialling import KEY_WAIT, Dial, Paths, Resolver
 from pilot_trio.daemon.events import EventBus
+from pilot_trio.daemon.given_up import GivenUp
 from pilot_trio.daemon.port_listener import PortListener
 from pilot_trio.daemon.remote_stream import RemoteConnection
 from pilot_trio.daemon.state import NodeState
@@ -100,6 +102,7 @@ class TunnelCarrier(Carrier):
         self._settings = StreamSettings(limits.idle_timeout, limits.keepalive, limits.time_wait)
         self._budgets: WeakValueDictionary[int, Budget] = WeakValueDictionary()
         self._connections: dict[_Key, RemoteConnection] = {}
+        self._given_up: GivenUp[_Key] = GivenUp()
         self._open_to: dict[int, int] = {}  # {node: connections that are not finished}
         self._touched: list[RemoteConnection] = []  # to be advanced when the turn ends; each knows that it is in here
         self._datagrams: dict[int, list[bytes]] = {}  # {node: encoded ones taken in this turn}
@@ -183,6 +186,8 @@ class TunnelCarrier(Carrier):
 
         def count_and_tell(outcome: Connection | DialError) -> None:
             # Who reaches nobody at all may be deaf itself (§11.6 of the tunnel); a refusal is an answer, too.
+            if isinstance(outcome, (DialTimeout, DialCancelled)):
+                self._given_up.add(_key(connection), trio.current_time())
             if isinstance(outcome, DialTimeout):
                 self._state.dials_unanswered += 1
             elif not isinstance(outcome, DialCancelled):
@@ -256,10 +261,18 @@ class TunnelCarrier(Carrier):
                             connection.machine.receive_packet(packet, now)
                         else:
                             connection.machine.receive_packets([packet for _, packet in batch[first:at]], now)
+                    elif packet.flags == SYN | ACK and self._given_up.has(key, now):
+                        self._answer_late(node, packet)
                 elif packet.protocol == DATAGRAM:
                     while at < end and batch[at][1].protocol == DATAGRAM and batch[at][0] == node:
                         at += 1
                     self._on_datagrams(node, [packet for _, packet in batch[first:at]])
+
+    def _answer_late(self, node: int, packet: Packet) -> None:
+        """Tell a peer that nobody waits for its answer to a dial any more; it would keep the stream for minutes."""
+        reset = Packet(RST, STREAM, packet.destination, packet.source, packet.destination_port, packet.source_port)
+        with contextlib.suppress(TunnelError):
+            self._tunnel.send(node, reset)
 
     def _on_datagrams(self, node: int, datagrams: Sequence[Packet]) -> None:
         if self.admission.admits_datagrams(node):

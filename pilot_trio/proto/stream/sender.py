@@ -14,6 +14,7 @@ from pilot_trio.proto.stream.outgoing import Outgoing
 from pilot_trio.proto.stream.rtt import RTO_MAX, RttEstimator
 from pilot_trio.proto.stream.send_queue import Run, SendQueue
 from pilot_trio.proto.stream.settings import (
+    ABANDON_AFTER,
     ACK_DELAY,
     HEADROOM,
     HEADROOM_PROBE_FIRST,
@@ -40,9 +41,9 @@ class Sender:
     """Deadlines are attributes, one per named timer; `inf` is off."""
 
     __slots__ = (
-        "_backoff", "_blind_below", "_budget", "_counted_flight", "_counted_path", "_probe_interval", "_tail_probed",
-        "_timeouts", "congestion", "duplicate_acks", "fast_retransmits", "fin_end", "loss_at", "outgoing", "pace_at", "probe_at",
-        "queue", "retransmit_at", "retransmits", "rtt", "snd_nxt", "snd_una", "snd_wnd", "window_max",
+        "_backoff", "_blind_below", "_budget", "_counted_flight", "_counted_path", "_probe_interval", "_silent_since",
+        "_tail_probed", "_timeouts", "congestion", "duplicate_acks", "fast_retransmits", "fin_end", "loss_at", "outgoing",
+        "pace_at", "probe_at", "queue", "retransmit_at", "retransmits", "rtt", "snd_nxt", "snd_una", "snd_wnd", "window_max",
     )  # fmt: skip
 
     def __init__(self, budget: Budget, now: float) -> None:
@@ -59,6 +60,7 @@ class Sender:
         self._blind_below = 0  # position below which the peer's last report says nothing
         self._backoff = 1.0
         self._timeouts = 0  # since anything was acknowledged
+        self._silent_since = 0.0  # when the first of them was
         self._tail_probed = False
         self._probe_interval = 0.0  # of the closed window; 0 before the first probe
         self._budget = budget
@@ -336,7 +338,12 @@ class Sender:
             assert tail is not None  # there is a head
             self.queue.mark_lost(tail)
         else:
-            if self._timeouts >= TRANSMISSIONS_MAX - 1 and head.transmissions >= TRANSMISSIONS_MAX:
+            if not self._timeouts:
+                self._silent_since = now
+            # Eight transmissions are over after half a minute on a short path. A machine that was merely asleep, or a
+            # process that was stopped, comes back later than that.
+            worn_out = self._timeouts >= TRANSMISSIONS_MAX - 1 and head.transmissions >= TRANSMISSIONS_MAX
+            if worn_out and now - self._silent_since >= ABANDON_AFTER:
                 return False
             self._timeouts += 1
             self.retransmits += 1

@@ -44,6 +44,7 @@ KEEPALIVE_PATIENCE: Final = 16.0  # seconds that we leave a quiet peer to probe 
 KEEPALIVE_INTERVAL: Final = (
     10.0  # seconds between probes; with the patience, a peer is dead when the reference finds it so
 )
+ABANDON_AFTER: Final = 50.0  # seconds of timeouts before a peer is given up: the reference's eight take 39 to 59
 PROBE_ANSWER_GAP: Final = 5.0  # seconds of quiet before a keepalive probe gets an answer; no answer is ever answered
 LINGER_BLOCKED_MAX: Final = 120.0  # seconds that a FIN waits for a peer that answers but has no room for the data
 FIN_INTERVAL_MAX: Final = 2.0  # seconds between repetitions of an unanswered FIN

@@ -276,6 +276,22 @@ def test_a_peer_that_stops_acknowledging_is_abandoned_with_a_reset() -> None:
     link.run(lambda: link.b.state is State.CLOSED, 1)
 
 
+@pytest.mark.parametrize("pause", [5, 40])
+def test_a_peer_that_was_stopped_for_a_while_goes_on_where_it_was(pause: float) -> None:
+    link = Link(Path(delay=0.001))
+    link.connect()
+    link.a.write(b"x" * 5000)
+    link.pump(0)
+    link.run(lambda: link.b.readable == 5000, 5)
+    link.filter = lambda sender, packet: False
+    link.a.write(b"y" * 5000)
+    link.pump(0)
+    link.settle(pause)
+    link.filter = lambda sender, packet: True
+    link.run(lambda: link.b.readable == 10_000, 11)
+    assert link.a.state is State.ESTABLISHED
+
+
 @pytest.mark.parametrize("answers", [True, False])
 def test_idle_streams_live_while_the_peer_answers_and_end_when_it_does_not(answers: bool) -> None:
     link = Link(Path(delay=0.001))
