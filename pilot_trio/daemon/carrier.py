@@ -29,16 +29,19 @@ from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import Carrier, Opened, StreamTable
 from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import DialCancelled, DialError, DialTimeout, PilotError
+from pilot_trio.net.network import ROUTE_MTU_LEAST, Endpoint
 from pilot_trio.net.timers import Timers
 from pilot_trio.proto.ports import PortTable
 from pilot_trio.proto.stream.budget import Budget
 from pilot_trio.proto.stream.connection import Connection as Machine
 from pilot_trio.proto.stream.connection import State as MachineState
-from pilot_trio.proto.stream.settings import StreamSettings
+from pilot_trio.proto.stream.settings import SEGMENT, StreamSettings
 from pilot_trio.proto.tunnel.errors import TunnelError
-from pilot_trio.wire.packet import ACK, DATAGRAM, RST, STREAM, SYN, Packet
+from pilot_trio.wire.packet import ACK, DATAGRAM, HEADER_SIZE, RST, STREAM, SYN, Packet
+from pilot_trio.wire.tunnel import PILS_HEADER, TAG_SIZE
 
 TIME_WAIT_STEP: Final = 0.02  # seconds; many short streams end together in one turn, and few enough not to be felt
+HEADERS_MAX: Final = 40 + 8 + PILS_HEADER + TAG_SIZE + HEADER_SIZE  # bytes around a payload: IPv6, UDP, tunnel, packet
 CONTACTS_MAX: Final = 256  # unconfirmed datagrams that wait for first contact; more are dropped
 
 _Key = tuple[int, Address, int]  # local port, remote address, remote port
@@ -68,6 +71,10 @@ class Tunnel(Paths, Protocol):
         """Return when they do."""
         ...
 
+    def path(self, node: int, /) -> Endpoint | None:
+        """Return where packets for a node go; None: by relay, or nowhere yet."""
+        ...
+
     def set_in_use(self, node: int, in_use: bool, /) -> None:
         """Note whether connections to a node are open."""
         ...
@@ -93,6 +100,7 @@ class TunnelCarrier(Carrier):
         limits: StreamLimits,
         events: EventBus,
         syn_whitelist: frozenset[int] | None = frozenset(),
+        route_mtu: Callable[[Endpoint], int] = lambda to: ROUTE_MTU_LEAST,
     ) -> None:
         self._state = state
         self._ports = ports
@@ -100,6 +108,7 @@ class TunnelCarrier(Carrier):
         self._tunnel = tunnel
         self._timers = timers
         self._settings = StreamSettings(limits.idle_timeout, limits.keepalive, limits.time_wait)
+        self._route_mtu = route_mtu
         self._budgets: WeakValueDictionary[int, Budget] = WeakValueDictionary()
         self._connections: dict[_Key, RemoteConnection] = {}
         self._given_up: GivenUp[_Key] = GivenUp()
@@ -318,8 +327,18 @@ class TunnelCarrier(Carrier):
         """Return what all streams to a node share; it lasts as long as one of them."""
         budget = self._budgets.get(node)
         if budget is None:
-            budget = self._budgets[node] = Budget()
+            budget = self._budgets[node] = Budget(self._segment_limit(self._tunnel.path(node)))
         return budget
+
+    def on_path(self, node: int, path: Endpoint | None) -> None:
+        """Note that a node is reached in another way: at this endpoint, or None for by relay."""
+        budget = self._budgets.get(node)
+        if budget is not None:
+            budget.segment_size.on_path(self._segment_limit(path))
+
+    def _segment_limit(self, path: Endpoint | None) -> int:
+        """Return how much payload a segment may have, going by this machine's own link; relays take small ones."""
+        return SEGMENT if path is None else max(SEGMENT, self._route_mtu(path) - HEADERS_MAX)
 
     # --- the pump ----------------------------------------------------------------------------------------------------
 

@@ -177,6 +177,7 @@ class Node:
             limits=config.streams,
             events=self.events,
             syn_whitelist=config.tunnel.syn_whitelist,
+            route_mtu=network.route_mtu,
         )
         self.streams: Final = StreamTable(
             self.state, self.ports, self.carrier, limits=config.streams, events=self.events
@@ -184,6 +185,7 @@ class Node:
         self.tunnel.deliver = self.carrier.receive
         self.tunnel.on_restart = self.carrier.forget_streams
         self.tunnel.on_answer = self.carrier.repeat_now
+        self.tunnel.on_path = self.carrier.on_path
         self.trust.on_asked = self.carrier.admission.expect_reply
         self.trust.on_parted = self.tunnel.forget
         self.beacon: Final = BeaconClient(

@@ -108,6 +108,8 @@ class Tunnel:
         """Called when a peer has proven to be a new process: nothing that was open to it is known there any more."""
         self.on_answer: Callable[[int], None] = _ignore
         """Called when a peer answers again whose path was in doubt: what waits to be repeated can be repeated now."""
+        self.on_path: Callable[[int, Endpoint | None], None] = _ignore_path
+        """Called when a peer is reached in another way than before: at this endpoint, or None for by relay."""
         self.on_beacon: Callable[[bytes, Endpoint], None] = _ignore_beacon
         """Gets what beacons say to the node itself; the caller of it must check the source."""
         state.tunnel_source = self.count
@@ -198,18 +200,26 @@ class Tunnel:
             if event.fresh:
                 self._resolver.forget(event.node)
             self._lookups.route(event.node)
-        elif isinstance(event, events.Restarted):
-            _log.info("peer has restarted", extra={"kv": {"peer_node_id": event.node}})
-            self.on_restart(event.node)
-        elif isinstance(event, events.Answered):
-            self.on_answer(event.node)
-        else:
+        elif not self._tell_users(event):
             self._report.report(event)
             if isinstance(event, events.Established | events.SameSession):
                 self._wake(event.node)
                 self.on_session(event.node)
             if isinstance(event, events.Established) and event.rekeyed:
                 self._ask_for_proof(event.node)
+
+    def _tell_users(self, event: events.Event) -> bool:
+        """Tell who uses tunnels what is news to them; False if this is not."""
+        if isinstance(event, events.Restarted):
+            _log.info("peer has restarted", extra={"kv": {"peer_node_id": event.node}})
+            self.on_restart(event.node)
+        elif isinstance(event, events.Answered):
+            self.on_answer(event.node)
+        elif isinstance(event, events.PathChanged):
+            self.on_path(event.node, None if event.path is None else Endpoint(*event.path))
+        else:
+            return False
+        return True
 
     def _ask_for_proof(self, node: int) -> None:
         """Have the new key used: a peer that has restarted knows nothing of our streams and would not say a word."""
@@ -342,6 +352,11 @@ class Tunnel:
         """Say whether packets to a node leave at once."""
         return self._machine.has_session(node)
 
+    def path(self, node: int) -> Endpoint | None:
+        """Return where packets for a node go; None: by relay, or nowhere yet."""
+        path = self._machine.path(node)
+        return None if path is None else Endpoint(*path)
+
     def knows(self, node: int) -> bool:
         """Say whether there is any state of a node."""
         return self._machine.knows(node)
@@ -454,6 +469,10 @@ class Tunnel:
 
 def _ignore(_: object) -> None:
     """Stand in for a part that is not there."""
+
+
+def _ignore_path(_node: int, _path: Endpoint | None) -> None:
+    """Stand in for the carrier."""
 
 
 def _ignore_beacon(_data: bytes, _source: Endpoint) -> None:

@@ -21,9 +21,14 @@ from pilot_trio.net.endpoint import Endpoint as Endpoint
 from pilot_trio.net.udp import Addr as Addr
 from pilot_trio.net.udp import UDPSocket, UDPStatistics
 
+# Level and name of the option that tells a connected socket's MTU, on Linux; the socket module does not name them. Elsewhere
+# there is no such option, or nothing that answers by that number with something that could be taken for more than the least.
+_IP_MTU: Final = (socket.IPPROTO_IP, 14)
+_IPV6_MTU: Final = (socket.IPPROTO_IPV6, 24)
 # Linux' monotonic clock, and Trio's with it, stands still while the machine sleeps; this one does not.
 _SLEEPLESS: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
+ROUTE_MTU_LEAST: Final = 1280  # bytes, IP header included; IPv6 wants every link to carry as much, and so do we
 DEFAULT_RECEIVE_BUFFER: Final = 1 << 20  # bytes; what a datagram socket holds that does not say
 
 
@@ -113,6 +118,13 @@ class Network(abc.ABC):
         """Return the addresses under which neighbours may know this machine; `to`: somewhere outside."""
         host = self.source_host(to)
         return (host,) if host else ()
+
+    def route_mtu(self, to: Endpoint) -> int:
+        """Return the largest IP packet, in bytes, that this machine would send to an address in one piece.
+
+        It says nothing about what lies beyond the first link. `ROUTE_MTU_LEAST` if this network cannot say. Nothing is sent.
+        """
+        return ROUTE_MTU_LEAST
 
     def clock(self) -> float:
         """Return seconds of a clock that goes on while the machine sleeps."""
@@ -210,6 +222,15 @@ class SystemNetwork(Network):
             return ""
         assert isinstance(host, str)
         return host
+
+    def route_mtu(self, to: Endpoint) -> int:
+        is_ipv6 = ":" in to.host
+        try:
+            with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.connect((to.host, to.port))
+                return sock.getsockopt(*(_IPV6_MTU if is_ipv6 else _IP_MTU))
+        except OSError:
+            return ROUTE_MTU_LEAST
 
     def clock(self) -> float:
         return time.clock_gettime(_SLEEPLESS)

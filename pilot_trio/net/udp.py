@@ -30,7 +30,8 @@ DATAGRAM_MAX: Final = 65_535  # bytes; the most that one read returns, joined da
 RECEIVE_BATCH_MAX: Final = 256  # datagrams per turn; then timers and clients get theirs
 SEND_QUEUE_MAX: Final = 1024  # datagrams kept while the kernel's buffer is full; more are dropped, as a network would
 BUFFER_WANTED: Final = 8 << 20  # bytes of kernel buffer per direction; a burst of every peer's window must fit into it
-SEGMENT_MAX: Final = 1452  # bytes; larger datagrams would be larger than a usual path, which segmentation must not be
+SEGMENT_MAX: Final = 8932  # bytes of a datagram cut by the kernel at most: what fits into a jumbo frame
+SEGMENT_USUAL: Final = 1452  # bytes; what fits into every usual link, and is cut for whatever destination
 SEGMENTS_MAX: Final = 64  # datagrams per call; the kernel's own limit
 SEGMENTED_BYTES_MAX: Final = 65_507  # bytes per call; what fits into one datagram
 GREEDY_PROBE: Final = 4  # lone datagrams after which one more read finds out whether there are more now
@@ -81,6 +82,7 @@ class UDPSocket:
         self.endpoint: Final = Endpoint(host, port)
         self._is_ipv6 = sock.family == socket.AF_INET6
         self._segmentation = segmentation and hasattr(sock, "sendmsg")
+        self._segment_max = SEGMENT_MAX  # bytes
         self._coalescing = coalescing and _set(sock, socket.IPPROTO_UDP, _UDP_GRO, 1)
         self.receive_buffer: Final = _enlarge(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF)
         self.send_buffer: Final = _enlarge(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF)
@@ -230,7 +232,7 @@ class UDPSocket:
         while at < end:
             to = batch[at][1]
             alone = at + 1 == end or not self._segmentation or suspicious
-            pieces = [batch[at][0]] if alone else _alike(batch, at)
+            pieces = [batch[at][0]] if alone else _alike(batch, at, self._segment_max)
             count = len(pieces)
             try:
                 self._send_alike(pieces, to)
@@ -238,7 +240,10 @@ class UDPSocket:
                 return at
             except OSError as exc:
                 if count > 1 and exc.errno in _NO_SEGMENTATION:
-                    suspicious = True
+                    if len(pieces[0]) > SEGMENT_USUAL:
+                        self._segment_max = SEGMENT_USUAL  # too large for that destination's link, which may be all
+                    else:
+                        suspicious = True
                     continue  # the first of them again, alone
                 self._lose(count, exc.errno, to, unreachable)
             except (TypeError, UnicodeError, OverflowError):
@@ -268,11 +273,11 @@ class UDPSocket:
         self._dropped += count
 
 
-def _alike(batch: Sequence[tuple[bytes, Addr]], at: int) -> list[bytes]:
+def _alike(batch: Sequence[tuple[bytes, Addr]], at: int, size_max: int) -> list[bytes]:
     """Return the datagrams from `at` on that can leave in one call: one destination, equal sizes, the last shorter."""
     first, to = batch[at]
     size = len(first)
-    if not 0 < size <= SEGMENT_MAX:
+    if not 0 < size <= size_max:
         return [first]
     pieces: list[bytes] = []
     for data, other in batch[at : at + min(SEGMENTS_MAX, SEGMENTED_BYTES_MAX // size)]:

@@ -24,6 +24,7 @@ from pilot_trio.testing.pipe import PIPE_CAPACITY, MemoryStream, memory_stream_p
 
 TCP_BACKLOG: Final = 128  # connections that wait to be accepted; further ones wait to be connected, as with a kernel
 UDP_QUEUE: Final = 512  # datagrams that wait to be received; further ones are dropped and counted, as with a kernel
+MTU: Final = 65_536  # bytes; a loopback interface's
 UDP_PAYLOAD_MAX: Final = 65_507  # bytes; the most that IPv4 can carry
 _FIRST_FREE_PORT: Final = 32_768  # the network hands out free ports from here on
 _ANY: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - hosts that mean every address
@@ -191,6 +192,9 @@ class MemoryNetwork(Network):
         sock = MemoryDatagramSocket(self, self._claim(self._sockets, at))
         self._sockets[sock.endpoint] = sock
         return sock
+
+    def route_mtu(self, to: Endpoint) -> int:
+        return MTU
 
     async def resolve(self, name: Endpoint) -> Endpoint:
         await trio.lowlevel.checkpoint()

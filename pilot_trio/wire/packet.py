@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from pilot_trio.address import Address, SocketAddress
@@ -128,15 +128,14 @@ class Flow:
     Args:
       source: this end.
       destination: the other one.
-      segment: bytes of payload in a full segment.
     """
 
     __slots__ = ("_crc", "_flow", "_head", "_segment")
 
-    def __init__(self, source: SocketAddress, destination: SocketAddress, segment: int) -> None:
+    def __init__(self, source: SocketAddress, destination: SocketAddress) -> None:
         self._flow = _FLOW.pack(*source.address, *destination.address, source.port, destination.port)
-        self._segment = segment
-        self._head = b""  # made with the first full segment: most streams carry less
+        self._segment = 0  # bytes of payload that `_head` is for; none yet: most streams carry less than a full segment
+        self._head = b""
         self._crc = 0
 
     def packet(self, flags: int, seq: int, ack: int, window: int, payload: bytes = b"") -> bytes:
@@ -144,27 +143,28 @@ class Flow:
         bare = _FLOWED.pack(VERSION << 4 | flags, STREAM, len(payload), self._flow, seq, ack, window)
         return b"%b%b%b" % (bare, crc32(payload, crc32(bare + _ZERO_CHECKSUM)).to_bytes(4, "big"), payload)
 
-    def segments(self, data: bytes, seq: int, ack: int, window: int) -> list[bytes]:
+    def segments(self, data: bytes, segment: int, seq: int, ack: int, window: int) -> list[bytes]:
         """Return the packets that carry `data` from sequence number `seq` on, cut into full segments and a tail.
 
         Args:
           data: bytes of the stream, one at least.
+          segment: bytes of payload in a full segment.
           seq: sequence number of the first of them.
           ack: acknowledgment number of all packets.
           window: window field of all packets, in segments.
         """
         size = len(data)
-        if size < self._segment:
+        if size < segment:
             return [self.packet(ACK, seq, ack, window, data)]
-        full = size - size % self._segment
-        out = self._full_segments(data, full, seq, ack, window)
+        full = size - size % segment
+        out = self._full_segments(data, full, segment, seq, ack, window)
         if full < size:
             out.append(self.packet(ACK, (seq + full) & 0xFFFF_FFFF, ack, window, data[full:]))
         return out
 
-    def _full_segments(self, data: bytes, size: int, seq: int, ack: int, window: int) -> list[bytes]:
-        segment = self._segment
-        if not self._head:
+    def _full_segments(self, data: bytes, size: int, segment: int, seq: int, ack: int, window: int) -> list[bytes]:
+        if self._segment != segment:
+            self._segment = segment
             self._head = self.packet(ACK, 0, 0, 0, bytes(segment))[:_VARYING_AT]
             self._crc = crc32(self._head)
         head, state, pack = self._head, self._crc, _full_packer(segment)
@@ -177,7 +177,7 @@ class Flow:
         return out
 
 
-@cache
+@lru_cache(maxsize=64)  # sizes of segments; a probe may have any
 def _full_packer(segment: int) -> Callable[..., bytes]:
     return struct.Struct(f"!{_VARYING_AT}sIIHI{segment}s").pack
 

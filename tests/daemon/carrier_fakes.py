@@ -17,6 +17,7 @@ from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import StreamTable
 from pilot_trio.errors import NoRoute
+from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.net.timers import Timers
 from pilot_trio.proto.ports import PortTable
 from pilot_trio.proto.tunnel.errors import NoTunnel
@@ -123,6 +124,9 @@ class FakeTunnel:
     def undo_relay(self, node: int, /) -> None:
         self.undone.append(node)
         self.relayed.discard(node)
+
+    def path(self, node: int, /) -> Endpoint | None:
+        return None
 
     def set_in_use(self, node: int, in_use: bool, /) -> None:
         self.in_use[node] = in_use

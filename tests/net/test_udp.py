@@ -18,6 +18,7 @@ from pilot_trio.net.udp import (
     GREEDY_PROBE,
     RECEIVE_BATCH_MAX,
     SEGMENT_MAX,
+    SEGMENT_USUAL,
     SEGMENTS_MAX,
     SEND_QUEUE_MAX,
     Addr,
@@ -141,6 +142,16 @@ async def test_refused_segmentation_is_never_tried_again(number: int) -> None:
         assert sender.statistics().dropped == 0
 
 
+async def test_a_link_too_narrow_for_large_pieces_gets_them_whole_and_the_small_ones_still_in_one_call() -> None:
+    with opened() as (faulty, sender, receiver):
+        faulty.refuse = lambda call, nth: errno.EINVAL if call == "sendmsg" and nth == 1 else 0
+        large, small = numbered(3, SEGMENT_USUAL + 4), numbered(3)
+        sender.send_batch([(data, receiver.endpoint) for data in [*large, *small]])
+        assert await take(receiver, 6) == [*large, *small]
+        assert faulty.calls == ["sendmsg", "sendto", "sendto", "sendto", "sendmsg"]
+        assert sender.statistics().segmentation and not sender.statistics().dropped
+
+
 @pytest.mark.parametrize(
     ("sizes", "calls"),
     [
@@ -154,7 +165,8 @@ async def test_refused_segmentation_is_never_tried_again(number: int) -> None:
         ([100, 0], ["sendto", "sendto"]),
         ([SEGMENT_MAX, SEGMENT_MAX], ["sendmsg"]),
         ([SEGMENT_MAX + 1, SEGMENT_MAX + 1], ["sendto", "sendto"]),
-        ([SEGMENT_MAX] * 46, ["sendmsg", "sendto"]),  # 45 fit into one call's bytes
+        ([SEGMENT_MAX] * 8, ["sendmsg", "sendto"]),  # 7 fit into one call's bytes
+        ([SEGMENT_USUAL] * 46, ["sendmsg", "sendto"]),  # 45 fit
     ],
 )
 async def test_what_leaves_in_one_call(sizes: list[int], calls: list[str]) -> None:

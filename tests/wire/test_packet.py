@@ -115,15 +115,14 @@ def test_sack_blocks_survive_the_wire(blocks: list[sack.Block]) -> None:
     addresses,
     u16,
     u16,
-    st.lists(st.tuples(st.binary(min_size=1, max_size=200), u32, u32, u16), max_size=4),
-    st.integers(1, 40),
+    st.lists(st.tuples(st.binary(min_size=1, max_size=200), st.integers(1, 40), u32, u32, u16), max_size=4),
 )
 def test_a_flow_encodes_what_packets_one_by_one_do(
-    source: Address, destination: Address, s_port: int, d_port: int, runs: list[tuple[bytes, int, int, int]], size: int
+    source: Address, destination: Address, s_port: int, d_port: int, runs: list[tuple[bytes, int, int, int, int]]
 ) -> None:
-    flow = Flow(SocketAddress(source, Port(s_port)), SocketAddress(destination, Port(d_port)), size)
-    for data, seq, ack, window in runs:
-        assert flow.segments(data, seq, ack, window) == [
+    flow = Flow(SocketAddress(source, Port(s_port)), SocketAddress(destination, Port(d_port)))
+    for data, size, seq, ack, window in runs:
+        assert flow.segments(data, size, seq, ack, window) == [
             Packet(
                 ACK, STREAM, source, destination, s_port, d_port,
                 (seq + at) & 0xFFFF_FFFF, ack, window, data[at : at + size],
@@ -132,12 +131,12 @@ def test_a_flow_encodes_what_packets_one_by_one_do(
         ]  # fmt: skip
 
 
-@given(packets, st.integers(1, 40))
-def test_a_flow_makes_the_packets_that_it_is_asked_for(packet: Packet, size: int) -> None:
+@given(packets)
+def test_a_flow_makes_the_packets_that_it_is_asked_for(packet: Packet) -> None:
     packet = packet._replace(protocol=STREAM)
     source = SocketAddress(packet.source, Port(packet.source_port))
     destination = SocketAddress(packet.destination, Port(packet.destination_port))
-    flow = Flow(source, destination, size)
+    flow = Flow(source, destination)
     assert flow.packet(packet.flags, packet.seq, packet.ack, packet.window, packet.payload) == packet.encode()
 
 

@@ -3,6 +3,7 @@
 - `connection`: the machine: packets, writes, reads and timeouts in; packets, events and the next deadline out.
 - `states`: what a stream can be, and what its user is told.
 - `sender`: the sending half: what leaves when, and what is done about silence and closed windows.
+  - `segment_size`: how large segments may be on the path to a peer (RFC 8899).
   - `outgoing`: bytes not cut into segments yet, and Nagle's algorithm.
   - `send_queue`: segments that were sent and are not acknowledged, and which of them are lost (RFC 2018, 8985).
   - `rtt`: the round-trip estimate and the retransmission timeout (RFC 6298).

@@ -1,4 +1,4 @@
-"""What all streams to one peer may have in flight together.
+"""What all streams to one peer share: how much they may have in flight together, and how large segments may be.
 
 Each stream's own window allows for what its path holds, plus a burst. Bursts of many streams add up in the one socket
 buffer in front of the peer, of which nobody tells the size: a default of 212,992 bytes holds less than a hundred lone
@@ -11,6 +11,7 @@ from __future__ import annotations
 from math import inf
 from typing import Final
 
+from pilot_trio.proto.stream.segment_size import SegmentSize
 from pilot_trio.proto.stream.settings import SEGMENT
 
 PEER_BURST: Final = (
@@ -25,11 +26,16 @@ STREAM_SHARE: Final = 2 * SEGMENT  # bytes that each stream may have in flight w
 
 
 class Budget:
-    """Shared by the streams to one peer. `in_flight` and `held_by_paths` are sums over them, in bytes."""
+    """Shared by the streams to one peer. `in_flight` and `held_by_paths` are sums over them, in bytes.
 
-    __slots__ = ("__weakref__", "_lost_at", "burst", "held_by_paths", "in_flight")
+    Args:
+      segment_limit: bytes of payload that segments may have if the path proves to carry them.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("__weakref__", "_lost_at", "burst", "held_by_paths", "in_flight", "segment_size")
+
+    def __init__(self, segment_limit: int = SEGMENT) -> None:
+        self.segment_size = SegmentSize(segment_limit)
         self.in_flight = 0
         self.held_by_paths = 0
         self.burst = PEER_BURST  # bytes

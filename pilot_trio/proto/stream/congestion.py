@@ -62,8 +62,8 @@ class Congestion:
 
     __slots__ = (
         "_calm_rounds", "_credit", "_credit_at", "_delivered", "_drain_until", "_full_cwnd", "_is_used", "_judged", "_lost",
-        "_min_rtt", "_near_at", "_round_end", "_round_trip", "_start_until", "_step", "_trip", "_usual_loss", "cwnd",
-        "held_by_path", "pacing_rate", "ssthresh",
+        "_min_rtt", "_near_at", "_round_end", "_round_trip", "_segment", "_segments", "_start_until", "_step", "_trip",
+        "_usual_loss", "cwnd", "held_by_path", "pacing_rate", "ssthresh",
     )  # fmt: skip
 
     def __init__(self, now: float) -> None:
@@ -74,6 +74,8 @@ class Congestion:
         self._start_until = CWND_MAX  # bytes; below, the window doubles
         self._delivered = 0  # bytes acknowledged, cumulatively or selectively
         self._round_end = 0  # delivered count that ends the round trip
+        self._segment = SEGMENT  # bytes of a full segment, of late
+        self._segments = 0  # that arrived in this round
         self._judged = self._lost = 0  # segments that arrived, and that were lost, since their share was last judged
         self._round_trip = inf  # seconds; shortest of this round so far
         self._trip = 0.0  # seconds; shortest of the last round
@@ -99,10 +101,10 @@ class Congestion:
         self._credit_at = now
         return max(0, int(self._credit))
 
-    def allows_at(self, now: float) -> float:
-        """Return when to ask again after `allowance` was less than a segment."""
+    def allows_at(self, now: float, segment: int = SEGMENT) -> float:
+        """Return when to ask again after `allowance` was less than a segment of so many bytes."""
         # Waking for a single segment costs more than it spreads; a quarter of a burst is one batch.
-        batch = max(SEGMENT, min(BURST, self.cwnd) / 4)
+        batch = max(segment, min(BURST, self.cwnd) / 4)
         # A credit that rounding has left a hair below a segment must not make the next look due at this very moment.
         return now + max(PACE_RESOLUTION, (batch - self._credit) / self.pacing_rate)
 
@@ -119,9 +121,11 @@ class Congestion:
         newest, size = arrived[0], 0
         for run in arrived:
             size += run.size
+            self._segments += run.segments
             if run.sent_at >= newest.sent_at:
                 newest = run
         self._delivered += size
+        self._segment = newest.segment
         if rtt.min_rtt == inf:
             return
         self._min_rtt = rtt.min_rtt
@@ -185,13 +189,14 @@ class Congestion:
         else:
             self._step = min(CWND_MAX, 2 * self._step)
         self._is_used = False
-        self._judged += (self._delivered - self._round_end) // SEGMENT
+        self._judged += self._segments
+        self._segments = 0
         self._round_end = self._delivered
         if self._round_trip < inf:
             self._trip, self._round_trip = self._round_trip, inf
         self._calm_rounds = max(0, self._calm_rounds - 1)
         judged = self._judged + self._lost
-        if judged < max(LOSS_SAMPLE, self.cwnd // (LOSS_PART * SEGMENT)):
+        if judged < max(LOSS_SAMPLE, self.cwnd // (LOSS_PART * self._segment)):
             return
         share = self._lost / judged
         self._judged = self._lost = 0

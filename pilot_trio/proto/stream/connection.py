@@ -334,7 +334,7 @@ class Connection:
         for run in runs:
             if run.transmissions == 1:
                 self.bytes_sent += run.size
-            out += self._outbox.segments(run.data, run.start & _MASK, ack, window)
+            out += self._outbox.segments(run.data, run.segment, run.start & _MASK, ack, window)
         self._liveness.on_sent_data(now)
         if not receiver.data.has_gap:
             # It carries the acknowledgment, but no report of what lies beyond a gap.

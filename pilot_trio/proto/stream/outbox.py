@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pilot_trio.address import SocketAddress
-from pilot_trio.proto.stream.settings import SEGMENT
 from pilot_trio.wire.packet import SYN, Flow
 
 
@@ -18,7 +17,7 @@ class Outbox:
     __slots__ = ("_answers_first", "_waiting", "packet", "segments")
 
     def __init__(self, local: SocketAddress, remote: SocketAddress) -> None:
-        flow = Flow(local, remote, SEGMENT)
+        flow = Flow(local, remote)
         self.packet, self.segments = flow.packet, flow.segments
         self._waiting: list[bytes] = []
         self._answers_first = False

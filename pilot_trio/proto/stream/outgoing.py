@@ -55,24 +55,27 @@ class Outgoing:
         self._start = self._size = self._pushed = 0
         self.nagle_at = inf
 
-    def cut(self, position: int, segments: int, now: float, *, holds_short: bool) -> Run | None:
-        """Cut at most so many segments, which start at `position`; None if nothing may leave now.
+    def cut(self, position: int, segments: int, now: float, *, holds_short: bool, segment: int = SEGMENT) -> Run | None:
+        """Cut at most so many segments of `segment` bytes, which start at `position`; None if nothing may leave now.
 
-        A short tail had better wait while an earlier short segment is on its way, whose answer will release it.
+        A short tail had better wait while an earlier short segment is on its way, whose answer will release it. Short is
+        what has less than `SEGMENT` bytes, so that larger segments hold nothing back that those would not.
         """
-        full = min(self._size // SEGMENT, segments)
-        size = full * SEGMENT
-        tail = self._size - size
-        short = full < segments and 0 < tail < SEGMENT and not self._waits(tail, size, now, holds_short=holds_short)
-        if short:
-            size += tail
+        full = min(self._size // segment, segments)
+        size = full * segment
+        tail, short = self._size - size, False
+        if full < segments and tail:
+            if tail >= SEGMENT:
+                size += tail
+            elif not self._waits(tail, size, now, holds_short=holds_short):
+                size, short = size + tail, True
         if not size:
             return None
         data = self._peek(size)
-        if _MAGIC_FIRST in data[::SEGMENT]:
-            data, short = _without_lookalike(data, short)
+        if _MAGIC_FIRST in data[::segment]:
+            data, short = _without_lookalike(data, segment, short)
         self._drop(len(data))
-        return Run(position, data, short=short)
+        return Run(position, data, segment=segment, short=short)
 
     def _waits(self, tail: int, before: int, now: float, *, holds_short: bool) -> bool:
         if not holds_short or tail <= self._pushed - before:
@@ -107,9 +110,9 @@ class Outgoing:
         self._start = start
 
 
-def _without_lookalike(data: bytes, short: bool) -> tuple[bytes, bool]:
+def _without_lookalike(data: bytes, segment: int, short: bool) -> tuple[bytes, bool]:
     """Return as much of a run as peers would not swallow; of such a segment, "S" alone is safe, and so is the rest."""
-    for at in range(0, len(data), SEGMENT):
-        if looks_like_sack(data[at : at + SEGMENT]):
+    for at in range(0, len(data), segment):
+        if looks_like_sack(data[at : at + segment]):
             return (data[:at] if at else data[:1]), False
     return data, short

@@ -20,6 +20,7 @@ from math import inf
 from typing import Final
 
 from pilot_trio.proto.stream.settings import SEGMENT
+from pilot_trio.wire.sack import looks_like_sack
 
 REORDER_SHARE: Final = 0.25  # of a round trip: how late a segment may be before it counts as lost (RFC 8985 §6.2)
 REORDER_MIN: Final = 0.001  # seconds; loops turn no faster, so a path of microseconds still gets this much
@@ -31,20 +32,21 @@ Span = tuple[int, int]
 
 
 class Run:
-    """Segments that follow each other and have had the same fate so far. All but the last are full."""
+    """Segments that follow each other and have had the same fate so far. All but the last have `segment` bytes."""
 
     __slots__ = (
-        "_data", "_offset", "arrived", "delivered", "end", "lost",
+        "_data", "_offset", "arrived", "delivered", "end", "lost", "segment",
         "segments", "sent_at", "short", "size", "start", "transmissions",
     )  # fmt: skip
 
-    def __init__(self, start: int, data: bytes, *, short: bool = False) -> None:
+    def __init__(self, start: int, data: bytes, *, segment: int = SEGMENT, short: bool = False) -> None:
         self._data = data  # shared by all parts of what was one run
         self._offset = 0
         self.start = start  # position
         self.size = len(data)  # bytes
         self.end = start + self.size
-        self.segments = -(-self.size // SEGMENT)
+        self.segment = segment
+        self.segments = -(-self.size // segment)
         self.short = short  # Nagle's: its last segment is short, so it holds back the next short one
         self.sent_at = 0.0
         self.transmissions = 0
@@ -60,11 +62,11 @@ class Run:
 
     def cut_off(self, segments: int) -> Run:
         """Keep the first `segments`, at least one and not all; return the others, as a run with the same history."""
-        kept = segments * SEGMENT
+        kept = segments * self.segment
         rest = Run.__new__(Run)
         rest._data, rest._offset = self._data, self._offset + kept
         rest.start, rest.end, rest.size = self.start + kept, self.end, self.size - kept
-        rest.segments, rest.short = self.segments - segments, self.short
+        rest.segment, rest.segments, rest.short = self.segment, self.segments - segments, self.short
         rest.sent_at, rest.transmissions = self.sent_at, self.transmissions
         rest.arrived, rest.lost = self.arrived, self.lost
         rest.delivered = self.delivered
@@ -140,7 +142,7 @@ class SendQueue:
         arrived, sent_once, count = [], True, 0
         for run in runs:
             if run.end > ack:
-                covered = (ack - run.start) // SEGMENT
+                covered = (ack - run.start) // run.segment
                 if covered <= 0:
                     break
                 self._split(count, covered)
@@ -174,12 +176,12 @@ class SendQueue:
         while at < len(runs) and starts[at] < end:
             run = runs[at]
             if run.end > begin and not run.arrived:
-                before = (begin - run.start) // SEGMENT
+                before = (begin - run.start) // run.segment
                 if before > 0:
                     self._split(at, before)
                     at += 1
                     run = runs[at]
-                within = -((run.start - end) // SEGMENT)
+                within = -((run.start - end) // run.segment)
                 if within < run.segments:
                     self._split(at, within)
                 self._on_arrival(run)
@@ -220,8 +222,8 @@ class SendQueue:
             self._reorder_steps = min(REORDER_STEPS_MAX, self._reorder_steps + 1)
         return spurious
 
-    def detect_losses(self, blind_below: int, min_rtt: float, srtt: float, now: float) -> tuple[int, float]:
-        """Mark what is found lost; return how many segments that are just now, and when to look again (`math.inf`: no need).
+    def detect_losses(self, blind_below: int, min_rtt: float, srtt: float, now: float) -> tuple[list[Run], float]:
+        """Mark what is found lost; return what that is just now, and when to look again (`math.inf`: no need).
 
         Args:
           blind_below: position below which the peer's report says nothing: it names its four highest blocks only, so what
@@ -230,7 +232,8 @@ class SendQueue:
           srtt: seconds; the usual round trip, beyond which no patience goes.
           now: the current time.
         """
-        lost, look_again = 0, inf
+        lost: list[Run] = []
+        look_again = inf
         by_time = self._by_time
         if not self._runs:
             by_time.clear()
@@ -252,7 +255,7 @@ class SendQueue:
                 verdict_at = due + (self._rack_rtt if run.start < blind_below else 0.0)
                 if verdict_at <= now:
                     self.mark_lost(run)
-                    lost += run.segments
+                    lost.append(run)
                 else:
                     look_again = min(look_again, verdict_at)
                     waits = waits or run.start >= blind_below
@@ -298,18 +301,42 @@ class SendQueue:
                 self._short_out += run.short
             self.mark_lost(run)
 
-    def next_lost(self, segments: int) -> Run | None:
-        """Return the oldest segments that wait to be sent again, at most so many, or None."""
+    def next_lost(self) -> Run | None:
+        """Return the oldest segments that wait to be sent again, or None."""
         while self._lost:
             start = self._lost[0]
             at = bisect_left(self._starts, start)
             if at < len(self._starts) and self._starts[at] == start and self._runs[at].lost:
-                if self._runs[at].segments > segments:
-                    self._split(at, segments)
                 return self._runs[at]
             heappop(self._lost)
         return None
 
+    def keep_first(self, run: Run, segments: int) -> None:
+        """Make the first `segments` of a run one of their own, if there are more."""
+        if run.segments > segments:
+            self._split(bisect_left(self._starts, run.start), segments)
+
+    def cut_anew(self, run: Run, segment: int) -> None:
+        """Cut the first segment of a lost run into smaller ones.
+
+        Each large one by itself, so that all boundaries that there were stay: whatever has arrived of it meanwhile, the
+        peer finds it either within what it holds or apart from it (`spec/transport.md` §4.4).
+        """
+        self.keep_first(run, 1)
+        segment = _without_lookalikes(run.data, segment)
+        pieces = -(-run.size // segment)
+        self.outstanding += pieces - 1
+        self.lost_count += pieces - 1
+        run.segment, run.segments = segment, pieces
+
     def holds_short(self) -> bool:
         """Say whether a short segment is still out (Nagle's algorithm, Minshall's version)."""
         return self._short_out > 0
+
+
+def _without_lookalikes(data: bytes, segment: int) -> int:
+    """Return how large pieces may be, `segment` at most, of which none looks like a report: peers would swallow it."""
+    for size in range(segment, segment // 2, -1):
+        if not any(looks_like_sack(data[at : at + size]) for at in range(0, len(data), size)):
+            return size
+    return len(data)  # as it was: whoever writes such data on purpose has himself to thank

@@ -31,6 +31,7 @@ from pilot_trio.proto.stream.settings import (
 )
 from pilot_trio.wire.sack import BLOCKS_MAX, Block
 
+SEVERAL: Final = 4  # segments that windows must have room for, to be large: a lost one is noticed by those after it
 TLP_MIN: Final = 0.01  # seconds; a tail is probed no sooner, so that delayed acknowledgments have a chance
 TLP_ROUND_TRIPS: Final = 2.0  # round trips after which an unanswered tail is sent again (RFC 8985 §7.2)
 _MASK: Final = 0xFFFF_FFFF
@@ -42,8 +43,9 @@ class Sender:
 
     __slots__ = (
         "_backoff", "_blind_below", "_budget", "_counted_flight", "_counted_path", "_probe_interval", "_silent_since",
-        "_tail_probed", "_timeouts", "congestion", "duplicate_acks", "fast_retransmits", "fin_end", "loss_at", "outgoing",
-        "pace_at", "probe_at", "queue", "retransmit_at", "retransmits", "rtt", "snd_nxt", "snd_una", "snd_wnd", "window_max",
+        "_size_probe", "_tail_probed", "_timeouts", "congestion", "duplicate_acks", "fast_retransmits", "fin_end", "loss_at",
+        "outgoing", "pace_at", "probe_at", "queue", "retransmit_at", "retransmits", "rtt", "snd_nxt", "snd_una", "snd_wnd",
+        "window_max",
     )  # fmt: skip
 
     def __init__(self, budget: Budget, now: float) -> None:
@@ -63,6 +65,7 @@ class Sender:
         self._silent_since = 0.0  # when the first of them was
         self._tail_probed = False
         self._probe_interval = 0.0  # of the closed window; 0 before the first probe
+        self._size_probe: Run | None = None  # a segment larger than the path has proved to carry
         self._budget = budget
         self._counted_flight = self._counted_path = 0  # this stream's part of the budget's sums
 
@@ -184,16 +187,39 @@ class Sender:
                 self.congestion.on_lost(-spurious)
             self._budget.on_arrived(self._counted_flight - queue.in_flight)
             self.congestion.on_arrived(arrived, queue.in_flight, self.rtt, now)
+            if any(run.segment > SEGMENT for run in arrived):
+                self._budget.segment_size.on_large_arrived()
+                self._judge_size_probe(now)
             self._detect_losses(now)
         self._arm_retransmission(now)
         self._count()
 
     def _detect_losses(self, now: float) -> None:
-        lost, self.loss_at = self.queue.detect_losses(self._blind_below, self.rtt.min_rtt, self.rtt.srtt, now)
+        runs, self.loss_at = self.queue.detect_losses(self._blind_below, self.rtt.min_rtt, self.rtt.srtt, now)
+        if not runs:
+            return
+        lost = sum(run.segments for run in runs)
+        self.fast_retransmits += lost
+        large = sum(run.segments for run in runs if run.segment > SEGMENT)
+        if large:
+            if self._judge_size_probe(now):
+                lost, large = lost - 1, large - 1  # says nothing about queues
+            self._budget.segment_size.on_large_lost(large, now)
         if lost:
-            self.fast_retransmits += lost
             self.congestion.on_lost(lost)
             self._budget.on_lost(now)
+
+    def _judge_size_probe(self, now: float) -> bool:
+        """Look what became of the probe, if one is out; return True if it was lost."""
+        probe = self._size_probe
+        if probe is None or not (probe.arrived or probe.lost):
+            return False
+        self._size_probe = None
+        if probe.arrived:
+            self._budget.segment_size.on_probe_arrived(probe.size)
+            return False
+        self._budget.segment_size.on_probe_lost(probe.size, now)
+        return True
 
     def _count(self) -> None:
         """Keep this stream's part of the sums over all streams to the peer."""
@@ -219,22 +245,29 @@ class Sender:
             self._wait_to_probe(now, self._probe_interval)
         return out
 
-    def _allowance(self, now: float) -> int:
-        """Return how many segments congestion window, budget and pacing let out now."""
+    def _allowance(self, segment: int, now: float) -> int:
+        """Return how many segments of so many bytes congestion window, budget and pacing let out now."""
         flight = self.queue.in_flight
         limit = min(self.congestion.cwnd, max(STREAM_SHARE, self._counted_flight + self._budget.room))
         if flight >= limit:
             return 0
-        segments = -((flight - limit) // SEGMENT)
+        segments = -((flight - limit) // segment)
         paced = self.congestion.allowance(now)
-        if paced < segments * SEGMENT:
-            segments = paced // SEGMENT
+        if paced < segments * segment:
+            segments = paced // segment
             if not segments:
-                self.pace_at = self.congestion.allows_at(now)
+                self.pace_at = self.congestion.allows_at(now, segment)
         return segments
 
     def _resend_lost(self, out: list[Run], now: float) -> None:
-        while (allowed := self._allowance(now)) and (run := self.queue.next_lost(allowed)) is not None:
+        queue, proved = self.queue, self._budget.segment_size.size
+        while (run := queue.next_lost()) is not None:
+            if run.segment > SEGMENT and (run.segment > proved or run.transmissions > 1):
+                queue.cut_anew(run, proved if run.transmissions == 1 else SEGMENT)
+            allowed = self._allowance(run.segment, now)
+            if not allowed:
+                break
+            queue.keep_first(run, allowed)
             self._note_sent(run, now)
             out.append(run)
         if out and self.retransmit_at == inf:
@@ -242,18 +275,43 @@ class Sender:
 
     def _send_new(self, out: list[Run], now: float) -> None:
         outgoing, queue = self.outgoing, self.queue
-        limit = self._flight_limit()
         sent = False
-        while outgoing and (room := limit - queue.outstanding) > 0 and (allowed := self._allowance(now)):
-            run = outgoing.cut(self.snd_nxt, min(allowed, room), now, holds_short=queue.holds_short())
+        while outgoing:
+            segment = SEGMENT if len(outgoing) <= SEGMENT else self._segment(now)
+            is_probe = segment > self._budget.segment_size.size
+            segments = self._room(segment)
+            if segments <= 0 or not (allowed := self._allowance(segment, now)):
+                break
+            segments = 1 if is_probe else min(segments, allowed)
+            run = outgoing.cut(self.snd_nxt, segments, now, holds_short=queue.holds_short(), segment=segment)
             if run is None:
                 break
+            if is_probe and run.size == segment:
+                self._size_probe = run
+                self._budget.segment_size.on_probe_sent(segment)
             self.snd_nxt = run.end
             self._note_sent(run, now)
             out.append(run)
             sent = True
         if sent:
             self._arm_retransmission(now)
+
+    def _segment(self, now: float) -> int:
+        """Return how large the next segments are to be; one larger than what is proved is a probe."""
+        if self.peer_is_reference:
+            return SEGMENT
+        sizes = self._budget.segment_size
+        segment = (sizes.probe(len(self.outgoing), now) if self._size_probe is None else 0) or sizes.size
+        if segment > SEGMENT and (self.congestion.cwnd < SEVERAL * segment or self._room(segment) < SEVERAL):
+            return SEGMENT
+        return segment
+
+    def _room(self, segment: int) -> int:
+        """Return for how many more segments of so many bytes the peer has room."""
+        segments = self._flight_limit() - self.queue.outstanding
+        if self.peer_is_reference:
+            return segments
+        return min(segments, (self.snd_wnd * SEGMENT - self.snd_nxt + self.snd_una) // segment)
 
     def _flight_limit(self) -> int:
         """Segments that may be outstanding: all that was promised, or less where the peer forgets to promise again (§9.3)."""
@@ -290,6 +348,10 @@ class Sender:
             self.snd_nxt = run.end
         else:
             self.queue.mark_lost(run)
+            if run.segment > SEGMENT:
+                self._judge_size_probe(now)
+                self.queue.cut_anew(run, SEGMENT)
+                self.queue.keep_first(run, 1)
         transmissions = run.transmissions
         self._note_sent(run, now)
         run.transmissions = max(1, transmissions)  # probes do not count towards giving up
@@ -337,6 +399,7 @@ class Sender:
             tail = self.queue.last_segment()
             assert tail is not None  # there is a head
             self.queue.mark_lost(tail)
+            self._judge_size_probe(now)
         else:
             if not self._timeouts:
                 self._silent_since = now
@@ -349,6 +412,8 @@ class Sender:
             self.retransmits += 1
             self.queue.on_timeout()
             self.congestion.on_timeout()
+            self._judge_size_probe(now)
+            self._budget.segment_size.on_timeout(now)
             self._backoff = min(self._backoff * 2, RTO_MAX / self.rtt.rto)
         self.retransmit_at = now + min(RTO_MAX, self.rtt.rto * self._backoff)
         self._count()
@@ -372,6 +437,9 @@ class Sender:
 
     def stop(self) -> None:
         """Forget what is out and what was written, and give the budget back."""
+        if self._size_probe is not None:
+            self._size_probe = None
+            self._budget.segment_size.on_probe_given_up()
         self.outgoing.clear()
         self.queue = SendQueue()
         self._count()

@@ -10,7 +10,7 @@ import attrs
 from pilot_trio.crypto.agreement import KeyPair
 from pilot_trio.crypto.identity import Identity
 from pilot_trio.proto.tunnel.errors import NoAddress
-from pilot_trio.proto.tunnel.events import Addr, Drop, Event, Refused, RelayActivated
+from pilot_trio.proto.tunnel.events import Addr, Drop, Event, PathChanged, Refused, RelayActivated
 from pilot_trio.proto.tunnel.peer import Peer
 from pilot_trio.proto.tunnel.route import SILENT
 from pilot_trio.proto.tunnel.session import Past, Session
@@ -154,14 +154,17 @@ class Core:
                 return
             if route.swallowed():
                 self.turn_to_relay(peer, SILENT, pin=True)
-        to = route.address
-        if to is not None and not (route.relay and beacon is not None) and not self.settings.relay_only:
-            self.out += [(frame, to) for frame in frames]
-        elif beacon is not None:
+        to = None if self.settings.relay_only or (route.relay and beacon is not None) else route.address
+        if to is None and beacon is None:
+            raise NoAddress(peer.node)
+        if to != peer.path:
+            peer.path = to
+            self.events.append(PathChanged(peer.node, to))
+        if to is None:
             for frame in frames:
                 self.relay(peer.node, frame)
         else:
-            raise NoAddress(peer.node)
+            self.out += [(frame, to) for frame in frames]
         route.sent(now)
         peer.frame_at = now
         traffic = self.traffic

@@ -155,6 +155,14 @@ class Answered(Event):
 
 
 @attrs.frozen
+class PathChanged(Event):
+    """Frames go to this endpoint from now on, None: by relay. What was found out about the path before counts no more."""
+
+    node: int
+    path: Addr | None
+
+
+@attrs.frozen
 class Salvaged(Event):
     """Packets of the old session were sent again under the new one."""
 

@@ -259,6 +259,11 @@ class TunnelMachine:
         peer = self._core.peers.get(node)
         return peer is not None and peer.route.relay
 
+    def path(self, node: int) -> Addr | None:
+        """Return the endpoint to which frames for a node go; None: by relay, or nowhere yet."""
+        peer = self._core.peers.get(node)
+        return None if peer is None else peer.path
+
     def knows(self, node: int) -> bool:
         """Say whether there is any state of a node."""
         return node in self._core.peers

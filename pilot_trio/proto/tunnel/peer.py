@@ -46,6 +46,7 @@ class Peer:
 
     node: int
     route: Route = attrs.field(factory=Route)
+    path: Addr | None = None  # where the last frame went: its endpoint, or None for the relay
     session: Session | None = None
     exchange: Exchange | None = None
     cooldown_until: float = -inf

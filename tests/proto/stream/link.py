@@ -11,8 +11,9 @@ from math import inf
 import attrs
 
 from pilot_trio.address import Address, NetworkId, NodeId, Port, SocketAddress
+from pilot_trio.proto.stream.budget import Budget
 from pilot_trio.proto.stream.connection import Connection, Event, State
-from pilot_trio.proto.stream.settings import StreamSettings
+from pilot_trio.proto.stream.settings import SEGMENT, StreamSettings
 from pilot_trio.wire.packet import Packet, decode
 
 
@@ -30,13 +31,17 @@ class Path:
     duplication: float = 0.0  # share that arrives twice
     rate: float = inf  # bytes per second of the narrowest hop
     queue: int = 1 << 20  # bytes that wait before it; more are dropped
+    largest: float = inf  # bytes of payload that it carries; longer packets vanish
 
 
 class Link:
     """Two connections and the path between them; `a` dials `b`."""
 
-    def __init__(self, path: Path, seed: int = 0, settings: StreamSettings | None = None) -> None:
+    def __init__(
+        self, path: Path, seed: int = 0, settings: StreamSettings | None = None, *, segment_limit: int = SEGMENT
+    ) -> None:
         self.path = path
+        self.budgets = [Budget(segment_limit), Budget(segment_limit)]
         self.now = 0.0
         self.random = random.Random(seed)
         self.ends: list[Connection | None] = [None, None]
@@ -50,7 +55,7 @@ class Link:
         self._order = itertools.count()
         self._busy_until = [0.0, 0.0]
         self._settings = settings
-        self.ends[0] = Connection.dialling(address(1, 49152), address(2, 7), 0.0, settings)
+        self.ends[0] = Connection.dialling(address(1, 49152), address(2, 7), 0.0, settings, self.budgets[0])
         self.pump(0)
 
     @property
@@ -79,7 +84,7 @@ class Link:
         if self.keep_sent:
             self.sent.append((self.now, sender, packet))
         path = self.path
-        if not self.filter(sender, packet) or self.random.random() < path.loss:
+        if not self.filter(sender, packet) or self.random.random() < path.loss or len(packet.payload) > path.largest:
             return
         size = 70 + len(packet.payload)
         start = max(self.now, self._busy_until[sender])
@@ -102,7 +107,7 @@ class Link:
             _, _, receiver, packet = heapq.heappop(self._heap)
             end = self.ends[receiver]
             if end is None:
-                end = self.ends[receiver] = Connection.accepting(packet, self.now, self._settings)
+                end = self.ends[receiver] = Connection.accepting(packet, self.now, self._settings, self.budgets[1])
             else:
                 end.receive_packet(packet, self.now)
             touched.add(receiver)

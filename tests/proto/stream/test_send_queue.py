@@ -10,6 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pilot_trio.proto.stream.send_queue import Run, SendQueue
 from pilot_trio.proto.stream.settings import SEGMENT
 
+SIZES = [SEGMENT, 1380, 8192]
+
 
 @attrs.define
 class Plain:
@@ -32,14 +34,15 @@ class Scoreboards(RuleBasedStateMachine):
         self.plain: list[Plain] = []
         self.next = 1
         self.now = 0.0
-        self.data = bytes(range(256)) * 45
+        self.data = bytes(range(256)) * 288
 
-    @rule(segments=st.integers(1, 9), tail=st.integers(0, SEGMENT - 1))
-    def send(self, segments: int, tail: int) -> None:
-        size = (segments - 1) * SEGMENT + (tail or SEGMENT)
-        self.queue.sent(Run(self.next, self.data[:size], short=tail > 0), self.now)
-        for at in range(0, size, SEGMENT):
-            self.plain.append(Plain(self.next + at, self.next + min(size, at + SEGMENT), self.now))
+    @rule(segments=st.integers(1, 9), share=st.floats(0, 1, exclude_min=True), segment=st.sampled_from(SIZES))
+    def send(self, segments: int, share: float, segment: int) -> None:
+        tail = max(1, int(share * segment))
+        size = (segments - 1) * segment + tail
+        self.queue.sent(Run(self.next, self.data[:size], segment=segment, short=tail < SEGMENT), self.now)
+        for at in range(0, size, segment):
+            self.plain.append(Plain(self.next + at, self.next + min(size, at + segment), self.now))
         self.next += size
 
     @precondition(lambda self: self.plain)
@@ -61,7 +64,7 @@ class Scoreboards(RuleBasedStateMachine):
         blocks = list(zip(edges[::2], edges[1::2], strict=False))
         before = {segment.start for segment in self.plain if segment.arrived}
         marked = self.queue.selectively_acknowledge(blocks)
-        new = {at for run in marked for at in range(run.start, run.end, SEGMENT)}
+        new = {at for run in marked for at in range(run.start, run.end, run.segment)}
         assert not new & before
         for segment in self.plain:
             # A block that was reported before is not read again; the plain one does not need to care.
@@ -89,11 +92,12 @@ class Scoreboards(RuleBasedStateMachine):
 
     @rule(segments=st.integers(1, 5))
     def send_again(self, segments: int) -> None:
-        run = self.queue.next_lost(segments)
+        run = self.queue.next_lost()
         lost = [segment for segment in self.plain if segment.lost]
         assert (run is None) == (not lost)
         if run is None:
             return
+        self.queue.keep_first(run, segments)
         assert run.start == lost[0].start and run.segments <= segments
         self.queue.sent(run, self.now)
         for segment in self.plain:
@@ -102,6 +106,20 @@ class Scoreboards(RuleBasedStateMachine):
                 segment.lost, segment.sent_at = False, self.now
                 segment.transmissions += 1
 
+    @rule()
+    def cut_anew(self) -> None:
+        run = self.queue.next_lost()
+        if run is None or run.segment == SEGMENT:
+            return
+        self.queue.cut_anew(run, SEGMENT)
+        whole = next(segment for segment in self.plain if segment.start == run.start)
+        assert (run.start, run.end) == (whole.start, whole.end)
+        at = self.plain.index(whole)
+        self.plain[at : at + 1] = [
+            attrs.evolve(whole, start=start, end=min(whole.end, start + SEGMENT))
+            for start in range(whole.start, whole.end, SEGMENT)
+        ]
+
     @rule(seconds=st.sampled_from([0.001, 0.1]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
@@ -109,9 +127,9 @@ class Scoreboards(RuleBasedStateMachine):
     @invariant()
     def they_agree(self) -> None:
         known = [
-            (at, min(run.end, at + SEGMENT), run.sent_at, run.arrived, run.lost, run.transmissions)
+            (at, min(run.end, at + run.segment), run.sent_at, run.arrived, run.lost, run.transmissions)
             for run in self.queue._runs
-            for at in range(run.start, run.end, SEGMENT)
+            for at in range(run.start, run.end, run.segment)
         ]
         assert known == [attrs.astuple(segment) for segment in self.plain]
         assert self.queue.outstanding == len(self.plain)
