@@ -150,3 +150,14 @@ def test_layers_form_no_cycle() -> None:
 )
 def test_the_rule_itself_tells_allowed_from_banned(own: str, module: str, verdict: bool) -> None:
     assert allowed(own, module) is verdict
+
+
+PACKAGES = sorted(path.parent for path in ROOT.rglob("__init__.py") if path.parent != ROOT and "cli" not in path.parts)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_package_says_what_lives_in_it(package: Path) -> None:
+    doc = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    packages = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
+    assert {name for name in modules | packages if f"`{name}`" not in doc} == set()

@@ -1,1 +1,6 @@
-"""Cryptography: pure wrappers over the `cryptography` package. `identity` holds the node's Ed25519 key pair."""
+"""Cryptography: pure wrappers over the `cryptography` package.
+
+- `identity`: a node's Ed25519 key pair, and its file.
+- `agreement`: from two X25519 keys to one for a session.
+- `aead`: sealing and opening with it; `replay`: which counters were seen.
+"""

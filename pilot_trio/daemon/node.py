@@ -5,7 +5,7 @@
     serve_node   IPC socket file, identity, UDP socket           what can fail at the start, before anybody is told of us
     └─ services  webhook, tunnels, beacon                        end last
        └─ users  ├─ handshake, echo, data exchange, event stream on their ports
-                 ├─ trust, managed networks
+                 ├─ trust, managed networks, names
                  ├─ enrolment: registers, stays registered       nothing here waits for it but one second at the start
                  └─ IPC server                                   ends first: closes to clients, then everything else
 
@@ -15,7 +15,6 @@ There is no logic here; each part has its own module. The registry client has no
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import closing
 from functools import partial
 from typing import Final
@@ -28,9 +27,9 @@ from pilot_trio.config import Config
 from pilot_trio.crypto.agreement import KEY_SIZE, KeyPair
 from pilot_trio.daemon.beacon_client import BeaconClient, BeaconStatistics
 from pilot_trio.daemon.beacon_list import BeaconList
+from pilot_trio.daemon.builtin_services import BuiltinServices
 from pilot_trio.daemon.carrier import TunnelCarrier
 from pilot_trio.daemon.commands import build_table
-from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.datagrams import Datagrams, DatagramStatistics
 from pilot_trio.daemon.dispatch import CommandTable
 from pilot_trio.daemon.enrolment import Enrolment, EnrolmentStatistics
@@ -41,7 +40,7 @@ from pilot_trio.daemon.ipc import IPCServer, IPCStatistics
 from pilot_trio.daemon.key_rotation import KeyRotation
 from pilot_trio.daemon.managed import ManagedNetworks
 from pilot_trio.daemon.networks import Networks
-from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
+from pilot_trio.daemon.overlay import open_stream
 from pilot_trio.daemon.resolver import Resolver
 from pilot_trio.daemon.self_watch import SelfWatch
 from pilot_trio.daemon.state import NodeState
@@ -49,8 +48,7 @@ from pilot_trio.daemon.streams import StreamStatistics, StreamTable
 from pilot_trio.daemon.trust import TrustService
 from pilot_trio.daemon.tunnel import Tunnel, TunnelReport
 from pilot_trio.daemon.webhook import Webhook
-from pilot_trio.errors import CommandError, StartupError
-from pilot_trio.net import files
+from pilot_trio.errors import StartupError
 from pilot_trio.net.network import Endpoint, Network, SystemNetwork
 from pilot_trio.net.renewable_socket import RenewableSocket
 from pilot_trio.net.service_nursery import open_service_nursery
@@ -60,19 +58,11 @@ from pilot_trio.proto.ports import PortTable
 from pilot_trio.proto.tunnel.settings import TunnelSettings
 from pilot_trio.registry.client import RegistryClient, RegistryStatistics
 from pilot_trio.registry.tls import TLSPolicy
-from pilot_trio.services.dataexchange import DataExchange
-from pilot_trio.services.echo import ECHO_PORT, serve_echo
-from pilot_trio.services.eventstream import EventStream
-from pilot_trio.services.handshake import HANDSHAKE_PORT, serve_handshakes
-from pilot_trio.services.mailbox import Mailbox
-from pilot_trio.wire.handshake import HandshakeMessage
 
 IPC_OPEN_DELAY: Final = 1.0  # seconds after the start when IPC clients are served even if the registry does not answer
 STREAM_DRAIN: Final = 0.6  # seconds at the end for peers to acknowledge what was written; half a second is a slow path
 WEBHOOK_DRAIN: Final = 0.4  # seconds, the same ones, for events that are queued; all of a shutdown is to fit into two
 
-DATA_EXCHANGE_PORT: Final = 1001  # protocol, `spec/services.md` §3
-EVENT_STREAM_PORT: Final = 1002  # protocol, `spec/services.md` §4
 
 _log = logging.getLogger("pilot_trio.daemon")
 
@@ -101,7 +91,6 @@ class Node:
         registry = _registry_endpoint(config)
         rng = network.random_source()
         self.config: Final = config
-        self._wall_time_ns = network.wall_time_ns
         self.events: Final = EventBus()
         self.state: Final = NodeState(
             home.identity,
@@ -235,6 +224,14 @@ class Node:
             carrier=self.carrier,
             turn=self.carrier.turn,
         )
+        self.services: Final = BuiltinServices(
+            config=config,
+            state=self.state,
+            table=self.streams,
+            trust=self.trust,
+            events=self.events,
+            now_ns=network.wall_time_ns,
+        )
         self.carrier.attach(self.streams, self.datagrams.receive)
         commands.update(build_table(self, wall_time=network.wall_time))
 
@@ -254,9 +251,9 @@ class Node:
 
     async def run(self, listener: TransportListener, *, task_status: trio.TaskStatus[Node]) -> None:
         """Serve until cancelled; then stop everything, users before what they use."""
-        await self._load_webhook()
+        await self.webhook.load(self.config.webhook.url, self.config.home / "webhook_url")
         async with open_service_nursery() as services:
-            drained = await services.start(self._deliver_events)
+            await services.start(self.webhook.run)
             await services.start(self.tunnel.run)
             await services.start(self.carrier.run)
             await services.start(self.beacon.run)
@@ -268,14 +265,14 @@ class Node:
                 with trio.CancelScope(shield=True):
                     await self.streams.drain(STREAM_DRAIN)
                     with trio.move_on_at(began + WEBHOOK_DRAIN):
-                        await drained.wait()
+                        await self.webhook.drained.wait()
                 await self.registry.aclose()
                 await self.upkeep.aclose()
 
     async def _run_users(self, listener: TransportListener, task_status: trio.TaskStatus[Node]) -> None:
         async with trio.open_nursery() as nursery:
             try:
-                self._serve_ports(nursery)
+                self.services.start(nursery)
                 await nursery.start(self.hostnames.run)
                 await nursery.start(self.trust.run)
                 await nursery.start(self.managed.run)
@@ -307,76 +304,12 @@ class Node:
         }
         self.events.publish("daemon.shutting_down", data)
 
-    def _serve_ports(self, nursery: trio.Nursery) -> None:
-        """Start the built-in services on the node's own ports."""
-        chosen = self.config.services
-        table = self.streams
-        nursery.start_soon(
-            serve_handshakes,
-            listen(table, HANDSHAKE_PORT, "handshake"),
-            self._receive_handshake,
-        )
-        _log.info("handshake service listening", extra={"kv": {"port": HANDSHAKE_PORT}})
-        if chosen.echo:
-            nursery.start_soon(
-                partial(serve_echo, table.bind(ECHO_PORT, "echo"), admit=self._admits, clock_ns=self._wall_time_ns)
-            )
-            _log.info("echo service listening", extra={"kv": {"port": ECHO_PORT}})
-        if chosen.dataexchange:
-            mailbox = Mailbox(self.config.home, text_as_base64=chosen.dataexchange_b64, now_ns=self._wall_time_ns)
-            exchange = DataExchange(
-                mailbox, self.events.publish, frame_max=chosen.dataexchange_frame_max, now_ns=self._wall_time_ns
-            )
-            self._serve_port(nursery, "dataexchange", DATA_EXCHANGE_PORT, exchange.handle)
-        if chosen.eventstream:
-            broker = EventStream(self.events.publish)
-            self._serve_port(nursery, "eventstream", EVENT_STREAM_PORT, broker.handle)
-
-    def _serve_port(
-        self, nursery: trio.Nursery, name: str, port: int, handle: Callable[[OverlayStream], Awaitable[None]]
-    ) -> None:
-        async def serve_one(stream: OverlayStream) -> None:
-            async with stream:
-                try:
-                    await handle(stream)
-                except Exception:
-                    # The border of one peer: whatever goes wrong with it is no reason to stop serving the others.
-                    _log.exception("%s failed", name, extra={"kv": {"remote": str(stream.remote)}})
-
-        nursery.start_soon(trio.serve_listeners, serve_one, [listen(self.streams, port, name)])
-        _log.info("%s service listening", name, extra={"kv": {"port": port}})
-
-    async def _receive_handshake(self, message: HandshakeMessage, stream: OverlayStream) -> None:
-        await self.trust.receive(message, stream.remote.address.node)
-
     def _admits_key_of(self, node: int) -> bool:
         """Say whether a node may have a tunnel (`spec/tunnel.md` §7.9)."""
         return not self.config.tunnel.strict_trust or self.state.public or self.trust.is_trusted(node)
 
-    def _admits(self, connection: Connection) -> bool:
-        """Say whether a peer may use the echo: everybody's on a public node, else trusted ones' (`spec/services.md` §2)."""
-        return self.state.public or self.trust.admits(connection.remote.address.node)
-
     async def _dial(self, node: NodeId, port: int) -> trio.abc.Stream:
         return await open_stream(self.streams, Address(BACKBONE, node), port, "handshake")
-
-    async def _deliver_events(self, *, task_status: trio.TaskStatus[trio.Event]) -> None:
-        """Run the webhook, and say so when it has delivered what was queued."""
-        drained = trio.Event()
-        task_status.started(drained)
-        await self.webhook.run()
-        drained.set()
-
-    async def _load_webhook(self) -> None:
-        """Set the configured webhook, or the one that a client stored earlier."""
-        url = self.config.webhook.url
-        try:
-            if not url:
-                stored = await files.load(self.config.home / "webhook_url")
-                url = (stored or b"").decode("utf-8", "surrogateescape").strip()
-            self.webhook.set_url(url)
-        except (CommandError, OSError) as exc:
-            _log.warning("webhook not used", extra={"kv": {"url": url, "error": str(exc)}})
 
     async def _renew(self) -> bool:
         """Register over connections that were made where this machine is now."""

@@ -12,6 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
@@ -19,6 +20,7 @@ import trio
 
 from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.errors import CommandError, DecodeError
+from pilot_trio.net import files
 from pilot_trio.proto.webhook_url import check_webhook_url
 from pilot_trio.wire.times import rfc3339_nano
 
@@ -30,7 +32,6 @@ RETRY_PAUSES: Final = (1.0, 2.0)  # seconds between the three attempts; protocol
 BREAKER_FAILURES: Final = 5  # events failed in a row that open the breaker; protocol §7.2
 BREAKER_PAUSE: Final = 30.0  # seconds during which events are discarded; protocol §7.2
 CHANGE_DRAIN: Final = 5.0  # seconds after a change of URL in which the old one still gets its events; protocol §7.2
-DRAIN_TIMEOUT: Final = 1.0  # seconds to deliver what is queued at shutdown; the protocol's 5 would break our 2 s stop
 
 Post = Callable[[str, bytes, dict[str, str]], Awaitable[int]]
 """Send one POST and return the status code; raise `OSError` if that fails. The caller sets the deadline."""
@@ -92,6 +93,8 @@ class Webhook:
         self._breaker = Breaker()
         self._send, self._receive = trio.open_memory_channel[tuple[str, bytes]](QUEUE_EVENTS)
         self._unsubscribe: Callable[[], None] | None = None
+        self.drained: Final = trio.Event()
+        """Set once `close` was called and everything that was queued has been delivered or given up."""
         if url:
             self.set_url(url)
 
@@ -111,6 +114,16 @@ class Webhook:
         elif not url and self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
+
+    async def load(self, configured: str, stored: Path) -> None:
+        """Use the configured URL, or the one that a client has left in a file; one that may not be used is logged."""
+        url = configured
+        try:
+            if not url:
+                url = (await files.load(stored) or b"").decode("utf-8", "surrogateescape").strip()
+            self.set_url(url)
+        except (CommandError, OSError) as exc:
+            log.warning("webhook not used", extra={"kv": {"url": url, "error": str(exc)}})
 
     def _enqueue(self, event: Event) -> None:
         body: dict[str, Any] = {"event_id": self._next_id, "event": event.topic, "node_id": self._node_id()}
@@ -137,9 +150,10 @@ class Webhook:
                 self._breaker.succeeded()
             else:
                 self._breaker.failed(trio.current_time())
+        self.drained.set()
 
     def close(self) -> None:
-        """Take no more events; `run` returns once the queue is empty. The caller bounds that by `DRAIN_TIMEOUT`."""
+        """Take no more events; `run` returns once the queue is empty. How long that may take is the caller's business."""
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None

@@ -2,5 +2,7 @@
 
 - `echo`: port 7, what `ping` and `bench` talk to.
 - `handshake`: port 444, trust.
-- `dataexchange`, `eventstream`: messages and files, publish and subscribe.
+- `dataexchange`: port 1001, messages and files, with `filestream` for resumable ones and `mailbox`, where they are kept.
+- `eventstream`: port 1002, publish and subscribe.
+- `reading`: exact amounts from a stream.
 """

@@ -6,6 +6,9 @@
 - `SimulatedNetwork`: hosts and bad paths between them, with NAT and partitions, from a seed; `run_simulation` repeats a run.
 - `MemoryTransportListener`: the IPC socket in memory; `memory_stream_pair`, `memory_transport_pair`: its pieces.
 
+The modules: `nodes`, `fixtures`; `memory_network`; `simulated_network` with `links`, `nat` and `determinism`; `memory_transport`
+on `pipe`.
+
 Everything here works with `trio.testing.MockClock(autojump_threshold=0)`, except where a real socket is asked for.
 """
 

@@ -1,7 +1,7 @@
 """Wire formats: bytes to values and back, one module per format. Pure: no Trio, no I/O, no clock.
 
 - `framing`: length-prefixed frames, used by the IPC socket and by the registry.
-- `ipc`: the local protocol between clients and the daemon (`spec/ipc.md`).
+- `ipc`, `ipc_requests`: the local protocol between clients and the daemon (`spec/ipc.md`); `info_rows`: rows of its Info.
 - `canonical_json`: the JSON dialect that the protocol's peers write (`spec/ipc.md` §5.10).
 - `registry`, `registry_binary`: control-plane messages and the strings that nodes sign (`spec/registry.md`).
 - `beacon`: datagrams between a node and its beacon (`spec/tunnel.md` §13).

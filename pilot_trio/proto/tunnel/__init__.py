@@ -9,7 +9,7 @@
 - `route`: direct or by relay, and why.
 - `paths`: how peers are found again: paths in doubt, the way back from the relay, starting over.
 - `upkeep`: when something is due for a peer; `upkeep_packets`: what the tunnel itself sends then.
-- `events`: what the shell has to act upon, log or publish.
+- `events`: what the shell has to act upon, log or publish; `errors`: why a packet was not taken.
 - `settings`: every constant, what the protocol fixes apart from what we chose.
 
 State changes only after authentication: a session begins with a signed key frame that the registry's key verifies, an
