@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
 from pathlib import Path
 
@@ -14,10 +15,16 @@ nox.options.error_on_missing_interpreters = False
 nox.options.reuse_existing_virtualenvs = True
 nox.options.default_venv_backend = "virtualenv"
 
+# Who sets this would have every worker, and every program that a test starts, compile everything again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 PYTHONS = ["3.11", "3.12", "3.13"]
 
 OVERLAY_SEEDS = "tests/testing/test_overlay_seeds.py"
 SEEDS = 1_000  # of simulated overlays in every run
+ON_EACH = "not interop and not simulation and not real_time"  # of the tests: what may differ between interpreters
+ON_ONE = "(simulation or real_time) and not interop"
+INTEROP_WORKERS = 4  # on any machine: those tests wait for programs most of the time, and two cores are busy with four
 SEEDS_NIGHTLY = 20_000  # new ones every night: an hour and a half of computing
 
 
@@ -51,14 +58,14 @@ def trio_typing(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """What needs no foreign program and may differ between interpreters, on each that is found."""
     session.install("-e", ".[test]")
-    session.run("pytest", "-n", "auto", "-m", "not interop and not simulation", *session.posargs)
+    session.run("pytest", "-n", "auto", "-m", ON_EACH, *session.posargs)
 
 
 @nox.session
 def simulation(session: nox.Session) -> None:
-    """Simulated networks: scenarios, shared paths, and a thousand seeds, on one interpreter."""
+    """Simulated networks: scenarios, shared paths, and a thousand seeds, on one interpreter; and what only waits."""
     session.install("-e", ".[test]")
-    session.run("pytest", "-n", "auto", "-m", "simulation", f"--seeds=0-{SEEDS - 1}", *session.posargs)
+    session.run("pytest", "-n", "auto", "-m", ON_ONE, f"--seeds=0-{SEEDS - 1}", *session.posargs)
 
 
 @nox.session
@@ -77,7 +84,7 @@ def interop(session: nox.Session) -> None:
     # A file's tests share programs and ports that they chose, so a file stays in one worker. Some take minutes, which is no
     # reason to dump stacks: a test's own time limit does.
     session.run(
-        *("pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"),
+        *("pytest", "tests/interop", "-n", str(INTEROP_WORKERS), "--dist", "loadfile", "--no-loadscope-reorder"),
         *("-m", "interop", "-o", "faulthandler_timeout=0"),
         *session.posargs,
         env={"PILOT_TRIO_INTEROP_REQUIRED": "1"},  # else a run without the programs would skip everything and pass

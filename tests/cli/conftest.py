@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -45,6 +47,15 @@ class Cli(Protocol):
     """Runs one command line."""
 
     def __call__(self, *words: str) -> Result: ...
+
+
+def computing_time(command: Sequence[str], environment: Mapping[str, str]) -> float:
+    """Run a program; return how many seconds it has computed, which other work on the machine does not change."""
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
 
 
 @pytest.fixture

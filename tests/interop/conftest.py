@@ -15,7 +15,18 @@ from tests.interop.go import GoHome, GoPrograms
 GO_VERSION = "1.18.0"  # that of the protocol's documents
 REQUIRED = "PILOT_TRIO_INTEROP_REQUIRED"  # set by `nox -s interop`: there a run without the programs has failed
 
-LONGEST = frozenset({"test_overlay_mixed_network.py"})  # first, lest one worker ends with it while the other waits
+# The longest files first, lest one worker ends with such a one while the others have nothing left.
+FIRST = (
+    "test_overlay_mixed_network.py",
+    "test_messages_files_events.py",
+    "test_overlay_busy.py",
+    "test_overlay_streams.py",
+    "test_services_on_our_node.py",
+    "test_overlay_sdk.py",
+    "test_pilotctl_commands.py",
+    "test_overlay_kills.py",
+    "test_overlay_idle.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
@@ -24,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.interop)
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")
