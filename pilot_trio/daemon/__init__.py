@@ -18,13 +18,14 @@ Streams and datagrams:
 - `streams`: the table of connections; `connection`: one end of a stream; `port_listener`: a bound port.
 - `local_stream`: inside this node; `remote_stream`: to others; `overlay`: both as Trio's streams and listeners.
 - `datagrams`: what goes without a stream.
-- `carrier`: where packets go; `admission`: who may come in; `dialling`: a dial under way.
+- `carrier`: where packets go; `admission`: who may come in; `dialling`: a dial under way; `given_up`: one that nobody
+  waits for any more.
 - `turn`: what is held back until the end of the work at hand.
 
 Tunnels:
 
-- `tunnel`: the UDP socket and the machine behind it; `tunnel_lookups`: its questions to the registry; `tunnel_log`: its
-  lines and events; `tunnel_pings`: signs of life.
+- `tunnel`: all tunnels, as the rest of the node sees them; `tunnel_loop`: the UDP socket, and the machine that it drives.
+- `tunnel_lookups`: questions to the registry; `tunnel_log`: lines and events; `tunnel_pings`: signs of life.
 - `beacon_client`, `beacon_list`: the beacon in use, and those that there are.
 - `self_watch`: the own address, silence, sleep; `same_lan`: neighbours behind one router.
 

@@ -1,9 +1,7 @@
-"""The tunnels of a node: the one UDP socket, the machine behind it, and what drives both (`spec/tunnel.md`).
+"""The tunnels of a node, as its other parts see them (`spec/tunnel.md`).
 
-The rules are in `proto.tunnel`; here are a socket, a clock, and tasks for what takes time. Every input - datagrams, a
-packet to send, an answer of the registry, a deadline - is a *turn*: the machine works it in, what it says is acted upon,
-what it wants to send leaves in one batch and in the order in which nonces were taken, and the timer is armed anew. Nothing
-sits between nonce and socket, because whatever did could reorder, and a peer takes reordered frames for replayed ones.
+The rules are in `proto.tunnel`, and `tunnel_loop` drives them. Here is what the node wants of tunnels: contact with a peer,
+packets on their way, other paths, figures; and what is to be done about what the machine says.
 """
 
 from __future__ import annotations
@@ -22,21 +20,18 @@ from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.daemon.state import NodeState, TunnelStatistics
 from pilot_trio.daemon.tunnel_log import TunnelLog
 from pilot_trio.daemon.tunnel_lookups import KeyAndRouteResolver, Lookups, NameResolver
+from pilot_trio.daemon.tunnel_loop import TunnelLoop
 from pilot_trio.daemon.tunnel_pings import Pings
 from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import NoRoute
-from pilot_trio.net.network import Addr, DatagramSocket, Endpoint
-from pilot_trio.net.timers import Timers
+from pilot_trio.net.network import DatagramSocket, Endpoint
 from pilot_trio.net.udp import UDPStatistics
 from pilot_trio.proto.tunnel import events
 from pilot_trio.proto.tunnel.errors import TunnelError
-from pilot_trio.proto.tunnel.machine import Received, RouteAnswer, TunnelMachine
+from pilot_trio.proto.tunnel.machine import Received, TunnelMachine
 from pilot_trio.proto.tunnel.settings import TunnelSettings
 from pilot_trio.proto.tunnel.upkeep_packets import ping, pong
 from pilot_trio.wire.packet import Packet
-
-RECEIVE_PAUSE: Final = 0.1  # seconds of rest after the operating system refused to receive
-DEFECT_PAUSE: Final = 1.0  # seconds until upkeep goes on after a defect in it
 
 _log = logging.getLogger("pilot_trio.tunnel")
 
@@ -89,17 +84,15 @@ class Tunnel:
             settings=settings,
         )
         self._report = TunnelLog(bus, settings.is_trusted)
-        self._lookups = Lookups(state, resolver, network, on_key=self._on_key, on_route=self._on_route)
-        self._turn = Turn(self._settle)
-        self._known_as: tuple[object, object] = (None, None)
+        self._loop = TunnelLoop(sock, self._machine, state, act=self._act, deliver=self._hand_up)
+        self._turn = self._loop.turn
+        self._lookups = Lookups(state, resolver, network, on_key=self._loop.on_key, on_route=self._loop.on_route)
         self._waiting: dict[int, trio.lowlevel.ParkingLot] = {}  # for a session, by node
         self._pings = Pings(self.send)
-        self._defects = 0
         self._counted = TunnelStatistics()
-        self._stale = True  # something may have changed since `_counted` was filled
-        self.timers: Final = Timers()
+        self._counted_at = -1  # the turn after which they were counted
+        self.timers: Final = self._loop.timers
         """Run by `run`; one task for everything on this node that has deadlines."""
-        self._timer = self.timers.timer(self._on_due)
         self.deliver: Callable[[list[Received]], None] = _ignore
         """Gets the packets of one receive batch but control packets, with the nodes that sealed them."""
         self.on_session: Callable[[int], None] = _ignore
@@ -125,36 +118,8 @@ class Tunnel:
             _log.warning("tunnel encryption is disabled — all connections will send plaintext", extra={"kv": {}})
         async with trio.open_nursery() as nursery:
             await nursery.start(self._lookups.run)
-            nursery.start_soon(self.timers.run)
-            nursery.start_soon(self._socket.send_queued)
-            nursery.start_soon(self._receive_forever)
+            nursery.start_soon(self._loop.run)
             task_status.started()
-
-    async def _receive_forever(self) -> None:
-        while True:
-            try:
-                batch = await self._socket.receive_batch()
-            except OSError as exc:
-                # Interfaces come and go; a socket that fails for good must not turn this into a busy loop.
-                _log.debug("UDP receive failed", extra={"kv": {"error": str(exc)}})
-                await trio.sleep(RECEIVE_PAUSE)
-                continue
-            try:
-                self._receive(batch)
-            except Exception:
-                # The border of all peers: a defect costs the datagrams of this batch, never the loop.
-                self._defects += 1
-                _log.exception("datagrams dropped", extra={"kv": {"count": len(batch)}})
-
-    def _receive(self, batch: Sequence[tuple[bytes, Addr]]) -> None:
-        with self._turn:
-            self._take_on_identity()
-            self._hand_up(self._machine.receive_datagrams(batch, trio.current_time()))
-
-    def _hand_up(self, received: list[Received]) -> None:
-        self._follow_events()  # first: a peer that has restarted may dial in the same batch
-        if received:
-            self.deliver(received)
 
     # --- turns -------------------------------------------------------------------------------------------------------
 
@@ -164,30 +129,10 @@ class Tunnel:
 
     def flush(self) -> None:
         """Send what has been sealed so far, without waiting for the end of the turn."""
-        batch = self._machine.datagrams_to_send()
-        if batch:
-            try:
-                unreachable = self._socket.send_batch(batch)
-            except trio.ClosedResourceError:
-                return  # the node ends; nobody is left who could miss it
-            for to in set(unreachable):
-                self._machine.unreachable(to)
+        self._loop.flush()
 
-    def _settle(self) -> None:
-        """Follow every turn: send, act on what the machine says and on what comes of that, arm the timer."""
-        self._stale = True
-        self.flush()
-        while self._follow_events():
-            self.flush()
-        self._timer.arm(self._machine.next_deadline())
-
-    def _follow_events(self) -> bool:
-        """Act on all that the machine says; return True if there was anything."""
-        any_event = False
-        while (event := self._machine.next_event()) is not None:
-            any_event = True
-            self._act(event)
-        return any_event
+    def _hand_up(self, received: list[Received]) -> None:
+        self.deliver(received)
 
     def _act(self, event: events.Event) -> None:
         if isinstance(event, events.ControlArrived):
@@ -231,34 +176,6 @@ class Tunnel:
         if waiting is not None:
             waiting.unpark_all()
 
-    def _on_due(self, now: float) -> None:
-        try:
-            with self._turn:
-                self._take_on_identity()
-                self._machine.handle_timeout(now)
-        except Exception:
-            # The same border, for what time brings: one peer's upkeep must not end the node.
-            self._defects += 1
-            _log.exception("upkeep failed", extra={"kv": {}})
-            self._timer.arm(now + DEFECT_PAUSE)
-
-    def _on_key(self, node: int, key: bytes | None) -> None:
-        with self._turn:
-            self._take_on_identity()
-            self._hand_up(self._machine.on_key(node, key, trio.current_time()))
-
-    def _on_route(self, node: int, answer: RouteAnswer | None) -> None:
-        with self._turn:
-            self._take_on_identity()
-            self._machine.on_route(node, answer, trio.current_time())
-
-    def _take_on_identity(self) -> None:
-        """Follow registration and key rotation: the next key frame must name who we are by now."""
-        state = self._state
-        if self._known_as[0] != state.node_id or self._known_as[1] is not state.identity:
-            self._known_as = (state.node_id, state.identity)
-            self._machine.on_registered(state.node_id, state.identity)
-
     def _on_bus(self, event: Event) -> None:
         """Trust that ends takes the tunnel with it; if it was ended here, not before the peer was told (`forget`)."""
         data = event.data or {}
@@ -285,7 +202,7 @@ class Tunnel:
     def ensure_soon(self, node: int) -> None:
         """Make contact in the background; what fails is logged at debug level only."""
         with self._turn:
-            self._take_on_identity()
+            self._loop.take_on_identity()
             self._machine.ensure(node, trio.current_time())
 
     async def wait_for_session(self, node: int) -> None:
@@ -414,7 +331,7 @@ class Tunnel:
         """
         self._resolver.forget(node)
         with self._turn:
-            self._take_on_identity()
+            self._loop.take_on_identity()
             report = self._machine.reset_path(node, trio.current_time())
         pending = self._lookups.route(node)
         await pending.done.wait()
@@ -442,7 +359,7 @@ class Tunnel:
 
     def count(self) -> TunnelStatistics:
         """Return what Info and Health show; the same object as long as nothing has passed."""
-        if self._stale:
+        if self._counted_at != self._loop.turns:
             machine, traffic = self._machine, self._machine.traffic
             encrypted = machine.encrypted_peers
             self._counted = TunnelStatistics(
@@ -458,13 +375,13 @@ class Tunnel:
                 encryption_failures=traffic.failed_to_open,
                 list_peers=self.peer_rows,
             )
-            self._stale = False
+            self._counted_at = self._loop.turns
         return self._counted
 
     def statistics(self) -> TunnelReport:
         """Return all counters."""
         drops = {reason.value: number for reason, number in self._machine.drops.items()}
-        return TunnelReport(self.count(), drops, self._defects, self._socket.statistics())
+        return TunnelReport(self.count(), drops, self._loop.defects, self._socket.statistics())
 
 
 def _ignore(_: object) -> None:
