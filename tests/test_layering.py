@@ -161,3 +161,21 @@ def test_a_package_says_what_lives_in_it(package: Path) -> None:
     modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
     packages = {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
     assert {name for name in modules | packages if f"`{name}`" not in doc} == set()
+
+
+def test_modules_form_no_cycle() -> None:
+    """Each module can be read after those that it imports. What is imported inside a function, at first use, does not count."""
+    dotted = {path: ".".join(("pilot_trio", *path.relative_to(ROOT).with_suffix("").parts)) for path in SOURCES}
+    names = {name.removesuffix(".__init__"): path for path, name in dotted.items()}
+    imports = {
+        name: {
+            submodule if (submodule := f"{node.module}.{alias.name}") in names else node.module
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pilot_trio")
+            for alias in node.names
+        }
+        for name, path in names.items()
+    }
+    while leaves := {name for name, needed in imports.items() if not needed & imports.keys()}:
+        imports = {name: needed for name, needed in imports.items() if name not in leaves}
+    assert imports == {}
