@@ -1,28 +1,27 @@
-"""How a command is declared: click's commands with the protocol's grammar, texts and errors.
+"""How a command is declared, and how its words are read: the protocol's grammar, texts and errors.
 
 @command("find", section="Discovery")
 @argument("hostname")
 def find(session: Session, hostname: str) -> None:
     '''Say which node has a name.'''
+
+Click shows these declarations, as help and to shells that complete words (`click_view`). It does not read words: loading it
+takes as long as all the rest of a command that asks the daemon one question.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final
-
-import click
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pilot_trio.address import quote
 from pilot_trio.cli.durations import parse_duration
 from pilot_trio.cli.grammar import HELP_FLAGS, normalise
 from pilot_trio.cli.output import CliError
-from pilot_trio.cli.session import REQUEST_TIMEOUT
+from pilot_trio.cli.session import REQUEST_TIMEOUT, Session
 
 _INT_DIGITS_MAX: Final = 18  # more would not fit the 64 bits that the reference reads
-
-_SETTINGS: Final = {"help_option_names": list[str](), "max_content_width": 100}  # help flags are the grammar's affair
 
 # What programs find in a command's `data`; commands that pass a reply through are not listed.
 RETURNS: Final = {
@@ -58,165 +57,192 @@ RETURNS: Final = {
 }
 
 Callback = Callable[..., int | None]
+C = TypeVar("C", bound=Callback)
 
 
-class PilotCommand(click.Command):
-    """A command whose words are read by the protocol's grammar."""
+class Argument(NamedTuple):
+    """A positional word; `many`: all that are left."""
 
-    def __init__(self, *args: Any, section: str = "Other", **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "context_settings": {**_SETTINGS, "allow_extra_args": True}})
+    name: str
+    metavar: str
+    required: bool
+    many: bool
+
+
+class Option(NamedTuple):
+    """A flag; without `metavar` it is a switch, which takes no value."""
+
+    flag: str
+    help: str
+    metavar: str = ""
+    default: Any = None
+    show_default: bool = False
+    convert: Callable[[str, str], Any] | None = None  # of the flag's name and its text; raises `CliError`
+
+    @property
+    def name(self) -> str:
+        """What the function calls it."""
+        return self.flag.lstrip("-").replace("-", "_")
+
+    def value(self, text: Any) -> Any:
+        """Return what a text means."""
+        return self.convert(self.flag, text) if self.convert is not None and isinstance(text, str) else text
+
+
+Parameter = Argument | Option
+
+_declared: dict[Callback, list[Parameter]] = {}  # of functions that are not commands yet
+
+
+class PilotCommand:
+    """A command whose words are read by the protocol's grammar. `parameters` of None: they belong to another program."""
+
+    def __init__(
+        self, name: str, section: str, function: Callback, parameters: Sequence[Parameter] | None, pieces: str = ""
+    ) -> None:
+        self.name = name
         self.section = section
+        self.help = function.__doc__ or ""
+        self.parameters = parameters
+        self._function = function
+        self._pieces = pieces
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if ctx.resilient_parsing:  # completion: words may be half-written
-            return super().parse_args(ctx, args)
-        if HELP_FLAGS.intersection(args):
-            click.echo(self.get_help(ctx), err=True)
-            ctx.exit(0)
-        flags = {
-            name.lstrip("-"): option.is_flag
-            for option in self.params
-            if isinstance(option, click.Option)
-            for name in option.opts
-        }
-        words, unknown = normalise(args, flags)
-        for name in unknown:
-            ctx.obj.output.note(f"warning: {ctx.info_name} has no flag {name}; ignored")
-        try:
-            left = super().parse_args(ctx, words)
-        except click.UsageError as exc:
-            raise CliError("invalid_argument", f"usage: {usage(ctx)}") from exc
-        for word in left:
-            ctx.obj.output.note(f"warning: {ctx.info_name} does not need {quote(word)}; ignored")
-        return left
+    @property
+    def pieces(self) -> list[str]:
+        """What follows the command in its usage line: arguments, then flags."""
+        if self.parameters is None:
+            return [self._pieces]
+        arguments = [p.metavar + ("..." if p.many else "") for p in self.parameters if isinstance(p, Argument)]
+        options = [p for p in self.parameters if isinstance(p, Option)]
+        return [*arguments, *(f"[{p.flag} {p.metavar}]" if p.metavar else f"[{p.flag}]" for p in options)]
 
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if pieces := _pieces(self):
-            formatter.write_usage(ctx.command_path, " ".join(pieces))
-        else:
-            formatter.write(
-                f"Usage: {ctx.command_path}\n"
-            )  # the oldest click that we allow writes no line without words
+    def run(self, session: Session, path: str, words: list[str]) -> int:
+        """Carry the command out; `path` is how it was called. Return the exit code."""
+        if self.parameters is None:
+            return self._function(session, words) or 0
+        if HELP_FLAGS.intersection(words):
+            return _show_help(self, path)
+        return self._function(session, **self._read(self.parameters, session, path, words)) or 0
+
+    def _read(self, parameters: Sequence[Parameter], session: Session, path: str, words: list[str]) -> dict[str, Any]:
+        name = path.rpartition(" ")[2]
+        options = {p.flag: p for p in parameters if isinstance(p, Option)}
+        flags, plain, unknown = normalise(words, {flag.lstrip("-"): not p.metavar for flag, p in options.items()})
+        for flag in unknown:
+            session.output.note(f"warning: {name} has no flag {flag}; ignored")
+        values: dict[str, Any] = {p.name: p.value(p.default) for p in options.values()}
+        for flag, text in flags:
+            option = options[f"--{flag}"]
+            values[option.name] = option.value(text) if option.metavar else True
+        for argument in (p for p in parameters if isinstance(p, Argument)):
+            if argument.required and not plain:
+                raise CliError("invalid_argument", f"usage: {' '.join([path, *self.pieces])}")
+            if argument.many:
+                values[argument.name], plain = tuple(plain), []
+            else:
+                values[argument.name] = plain.pop(0) if plain else None
+        for word in plain:
+            session.output.note(f"warning: {name} does not need {quote(word)}; ignored")
+        return values
 
 
-class PilotSubgroup(click.Group):
+class PilotSubgroup:
     """A command with subcommands."""
 
-    def __init__(self, *args: Any, section: str = "Other", **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "context_settings": _SETTINGS})
+    def __init__(self, name: str, section: str, help_: str, members: Sequence[PilotCommand]) -> None:
+        self.name = name
         self.section = section
+        self.help = help_
+        self.commands = {member.name: member for member in members}
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing:
-            if args and args[0] in HELP_FLAGS:
-                click.echo(self.get_help(ctx), err=True)
-                ctx.exit(0)
-            hint = f"available: {', '.join(self.commands)}"
-            if not args:
-                raise CliError("invalid_argument", f"usage: {ctx.command_path} <subcommand>", hint)
-            if args[0] not in self.commands:
-                raise CliError("invalid_argument", f"unknown {self.name} subcommand: {args[0]}", hint)
-        return super().parse_args(ctx, args)
-
-
-class DurationType(click.ParamType):  # type: ignore[type-arg]  # a class to subscript only in the newest click
-    """Go's durations; a bare number is seconds."""
-
-    name = "dur"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        del ctx
-        if not isinstance(value, str):
-            return float(value)
-        try:
-            return float(value) if _is_decimal(value) else parse_duration(value)
-        except ValueError as exc:
-            raise CliError("invalid_argument", f"invalid duration for {_flag(param)}: {exc}") from exc
+    def run(self, session: Session, path: str, words: list[str]) -> int:
+        """Carry out the subcommand that the first word names."""
+        if words and words[0] in HELP_FLAGS:
+            return _show_help(self, path)
+        hint = f"available: {', '.join(self.commands)}"
+        if not words:
+            raise CliError("invalid_argument", f"usage: {path} <subcommand>", hint)
+        member = self.commands.get(words[0])
+        if member is None:
+            raise CliError("invalid_argument", f"unknown {self.name} subcommand: {words[0]}", hint)
+        return member.run(session, f"{path} {words[0]}", words[1:])
 
 
-class IntType(click.ParamType):  # type: ignore[type-arg]  # as above
-    """A decimal integer."""
+def _show_help(declared: PilotCommand | PilotSubgroup, path: str) -> int:
+    from pilot_trio.cli.click_view import help_text
 
-    name = "n"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        del ctx
-        if not isinstance(value, str):
-            return int(value)
-        try:
-            return parse_int(value, "strconv.Atoi")
-        except ValueError as exc:
-            raise CliError("invalid_argument", f"invalid integer for {_flag(param)}: {exc}") from exc
-
-
-DURATION: Final = DurationType()
-INT: Final = IntType()
+    sys.stderr.write(help_text(declared, path) + "\n")
+    return 0
 
 
 def command(name: str, *, section: str) -> Callable[[Callback], PilotCommand]:
     """Declare a command; its function gets the session first. The docstring is its help."""
+    return lambda function: PilotCommand(name, section, function, _declared.pop(function, []))
 
-    def declare(function: Callback) -> PilotCommand:
-        made: PilotCommand = click.command(name, cls=PilotCommand, section=section)(click.pass_obj(function))
-        return made
+
+def pass_through(name: str, pieces: str, *, section: str) -> Callable[[Callback], PilotCommand]:
+    """Declare a command whose words, `pieces` in the usage line, belong to another program; its function gets them as a list."""
+    return lambda function: PilotCommand(name, section, function, None, pieces)
+
+
+def argument(name: str, metavar: str = "", *, required: bool = True, many: bool = False) -> Callable[[C], C]:
+    """Declare a positional word; `metavar` is what the usage line calls it."""
+    shown = f"<{metavar or name}>" if required else f"[{metavar or name}]"
+    return _declare(Argument(name, shown, required, many))
+
+
+def option(name: str, help_: str, metavar: str = "text", *, default: str | None = None) -> Callable[[C], C]:
+    """Declare a flag with a text."""
+    return _declare(Option(f"--{name}", help_, f"<{metavar}>", default))
+
+
+def switch(name: str, help_: str) -> Callable[[C], C]:
+    """Declare a flag without a value."""
+    return _declare(Option(f"--{name}", help_, default=False))
+
+
+def count(name: str, help_: str, default: int | None = None) -> Callable[[C], C]:
+    """Declare a flag with a number."""
+    return _declare(Option(f"--{name}", help_, "<n>", default, default is not None, _read_int))
+
+
+def duration(name: str, help_: str) -> Callable[[C], C]:
+    """Declare a flag with a duration (Go's form; a bare number is seconds); None if it is not given."""
+    return _declare(Option(f"--{name}", help_, "<dur>", convert=read_duration))
+
+
+def timeout(default: str = f"{REQUEST_TIMEOUT:g}s", help_: str = "longest wait for the daemon") -> Callable[[C], C]:
+    """Declare `--timeout`; the function gets seconds."""
+    return _declare(Option("--timeout", help_, "<dur>", default, bool(default), read_duration))
+
+
+def _declare(parameter: Parameter) -> Callable[[C], C]:
+    def declare(function: C) -> C:
+        _declared.setdefault(function, []).insert(0, parameter)  # decorators are applied from the last to the first
+        return function
 
     return declare
 
 
-def argument(
-    name: str, metavar: str = "", *, required: bool = True, many: bool = False
-) -> Callable[[Callback], Callback]:
-    """Declare a positional word; `metavar` is what the usage line calls it."""
-    return click.argument(
-        name,
-        metavar=f"<{metavar or name}>" if required else f"[{metavar or name}]",
-        required=required,
-        nargs=-1 if many else 1,
-    )
+def read_duration(flag: str, text: str) -> float:
+    """Read the value of a flag as a duration; a bare number is seconds."""
+    try:
+        return float(text) if _is_decimal(text) else parse_duration(text)
+    except ValueError as exc:
+        raise CliError("invalid_argument", f"invalid duration for {flag}: {exc}") from exc
 
 
-def option(
-    name: str, help_: str, metavar: str = "text", *, default: str | None = None
-) -> Callable[[Callback], Callback]:
-    """Declare a flag with a text."""
-    return click.option(f"--{name}", metavar=f"<{metavar}>", default=default, help=help_)
+def _read_int(flag: str, text: str) -> int:
+    try:
+        return parse_int(text, "strconv.Atoi")
+    except ValueError as exc:
+        raise CliError("invalid_argument", f"invalid integer for {flag}: {exc}") from exc
 
 
-def switch(name: str, help_: str) -> Callable[[Callback], Callback]:
-    """Declare a flag without a value."""
-    return click.option(f"--{name}", is_flag=True, help=help_)
-
-
-def count(name: str, help_: str, default: int | None = None) -> Callable[[Callback], Callback]:
-    """Declare a flag with a number."""
-    return click.option(
-        f"--{name}", type=INT, metavar="<n>", default=default, show_default=default is not None, help=help_
-    )
-
-
-def duration(name: str, help_: str) -> Callable[[Callback], Callback]:
-    """Declare a flag with a duration; None if it is not given."""
-    return click.option(f"--{name}", type=DURATION, metavar="<dur>", help=help_)
-
-
-def timeout(
-    default: str = f"{REQUEST_TIMEOUT:g}s", help_: str = "longest wait for the daemon"
-) -> Callable[[Callback], Callback]:
-    """Declare `--timeout`; the function gets seconds."""
-    return click.option(
-        "--timeout", type=DURATION, metavar="<dur>", default=default, show_default=bool(default), help=help_
-    )
-
-
-def usage(ctx: click.Context) -> str:
-    """Return a command's usage line: arguments, then flags."""
-    return " ".join([ctx.command_path, *_pieces(ctx.command)])
-
-
-def describe(declared: click.Command) -> dict[str, Any]:
+def describe(declared: PilotCommand) -> dict[str, Any]:
     """Return a command's entry in the catalogue for programs."""
-    help_ = " ".join((declared.help or "").split())
-    return {"args": list(_pieces(declared)), "description": help_, "returns": RETURNS.get(str(declared.name), "")}
+    help_ = " ".join(declared.help.split())
+    return {"args": declared.pieces, "description": help_, "returns": RETURNS.get(declared.name, "")}
 
 
 def parse_int(text: str, function: str) -> int:
@@ -251,22 +277,6 @@ def parse_port(text: str) -> int:
 def _is_decimal(text: str) -> bool:
     body = text[1:] if text[:1] in ("-", "+") else text
     return body.isascii() and body.replace(".", "", 1).isdigit()
-
-
-def _flag(param: click.Parameter | None) -> str:
-    return param.opts[0] if param is not None else "value"
-
-
-def _pieces(declared: click.Command) -> Sequence[str]:
-    arguments = [
-        str(p.metavar) + ("..." if p.nargs == -1 else "") for p in declared.params if isinstance(p, click.Argument)
-    ]
-    flags = [
-        f"[{p.opts[0]}]" if p.is_flag else f"[{p.opts[0]} {p.metavar}]"
-        for p in declared.params
-        if isinstance(p, click.Option)
-    ]
-    return [*arguments, *flags]
 
 
 def stdin_bytes() -> bytes:

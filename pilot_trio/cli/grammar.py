@@ -1,7 +1,7 @@
-"""The argument grammar of the command line (`spec/cli.md` §2.1), in front of click's own.
+"""The argument grammar of the command line (`spec/cli.md` §2.1).
 
-Click knows `--key value`; the protocol's users also write `-key value`, put `--json` anywhere, pass `-1` as a plain word
-and flags that a version does not know. Here such words become the ones that click reads.
+Flags are `--key value`, `-key value` or either with `=`; `--json` stands anywhere, `-1` is a plain word, and flags that a
+version does not know are dropped.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ class Globals(NamedTuple):
 
 
 class Normalised(NamedTuple):
-    """Words for click, and the flags that were dropped because the command does not have them."""
+    """A command's words, sorted."""
 
-    words: list[str]
-    unknown: list[str]
+    flags: list[tuple[str, str]]  # name and text in the order given, switches that are on with their text
+    plain: list[str]
+    unknown: list[str]  # flags that were dropped because the command does not have them
 
 
 def take_globals(argv: Sequence[str]) -> tuple[Globals, list[str]]:
@@ -40,8 +41,8 @@ def take_globals(argv: Sequence[str]) -> tuple[Globals, list[str]]:
 
 
 def normalise(words: Sequence[str], options: Mapping[str, bool]) -> Normalised:
-    """Rewrite a command's words; `options` says for each flag name whether it is a switch (takes no value)."""
-    flags: list[str] = []
+    """Sort a command's words; `options` says for each flag name whether it is a switch (takes no value)."""
+    flags: list[tuple[str, str]] = []
     plain: list[str] = []
     unknown: list[str] = []
     left = list(words)
@@ -60,11 +61,9 @@ def normalise(words: Sequence[str], options: Mapping[str, bool]) -> Normalised:
             value = left.pop(0) if wanted else "true"
         if switch is None:
             unknown.append(f"--{name}")
-        elif not switch:
-            flags.append(f"--{name}={value}")
-        elif value in _TRUE:
-            flags.append(f"--{name}")
-    return Normalised([*flags, "--", *plain], unknown)
+        elif not switch or value in _TRUE:
+            flags.append((name, value))
+    return Normalised(flags, plain, unknown)
 
 
 def is_flag(word: str) -> bool:

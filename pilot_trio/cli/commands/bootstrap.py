@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import click
-
 from pilot_trio.address import quote
 from pilot_trio.cli import config_keys
-from pilot_trio.cli.framework import PilotCommand, PilotSubgroup, argument, command, describe, option
+from pilot_trio.cli.framework import PilotSubgroup, argument, command, describe, option
 from pilot_trio.cli.output import CliError
-from pilot_trio.cli.session import DEFAULT_BEACON, DEFAULT_REGISTRY, Session
+from pilot_trio.cli.session import DEFAULT_BEACON, DEFAULT_REGISTRY, PROGRAM, Session
 from pilot_trio.paths import default_socket
 from pilot_trio.version import REFERENCE_VERSION, __version__
 
@@ -123,27 +121,26 @@ def completion(session: Session, shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from pilot_trio.cli.app import COMPLETE_VARIABLE, ROOT
+    from pilot_trio.cli.app import COMPLETE_VARIABLE, root
 
     found = get_completion_class(shell)
     if found is None:
         raise CliError("invalid_argument", f"no completion for {quote(shell)}", "available: bash, zsh, fish")
-    session.output.line(found(ROOT, {}, str(ROOT.name), COMPLETE_VARIABLE).source())
+    session.output.line(found(root(), {}, PROGRAM, COMPLETE_VARIABLE).source())
 
 
 def _catalogue() -> dict[str, dict[str, Any]]:
-    from pilot_trio.cli.app import ROOT
+    from pilot_trio.cli.app import MODULES, load
 
     found: dict[str, dict[str, Any]] = {}
-    root = click.Context(ROOT)
-    for name in ROOT.list_commands(root):
-        declared = ROOT.get_command(root, name)
+    for name in MODULES:
+        declared = load(name)
         if isinstance(declared, PilotSubgroup):
             for inner, member in declared.commands.items():
                 found[f"{name} {inner}"] = describe(member)
-        elif isinstance(declared, PilotCommand):
+        elif declared is not None:
             found[name] = describe(declared)
     return found
 
 
-COMMANDS: Final = {str(c.name): c for c in (init, config, version, context, completion)}
+COMMANDS: Final = {c.name: c for c in (init, config, version, context, completion)}

@@ -125,4 +125,4 @@ def _row(datagram: ReceivedDatagram) -> dict[str, Any]:
     return {"src_addr": str(datagram.source), "src_port": datagram.source_port, **payload_fields(datagram.data)}
 
 
-COMMANDS: Final = {str(c.name): c for c in (dgram, listen, broadcast)}
+COMMANDS: Final = {c.name: c for c in (dgram, listen, broadcast)}

@@ -137,4 +137,4 @@ def _finish(session: Session, rows: list[dict[str, Any]], timed_out: bool, failu
         session.output.result(result, lambda: None)
 
 
-COMMANDS: Final = {str(c.name): c for c in (subscribe, publish)}
+COMMANDS: Final = {c.name: c for c in (subscribe, publish)}

@@ -198,4 +198,4 @@ def _show(session: Session, rows: list[dict[str, Any]], total: int, directory: P
         out.line(out.styled(f"  {when} · {format_bytes(row['bytes'])}", "dim"))
 
 
-COMMANDS: Final = {str(c.name): c for c in (send_file, received)}
+COMMANDS: Final = {c.name: c for c in (send_file, received)}

@@ -92,4 +92,4 @@ def _show_inbox(session: Session, rows: list[dict[str, Any]], total: int) -> Non
         out.line(f"  {row.get('data', row.get('preview', ''))}")
 
 
-COMMANDS: Final = {str(c.name): c for c in (inbox,)}
+COMMANDS: Final = {c.name: c for c in (inbox,)}

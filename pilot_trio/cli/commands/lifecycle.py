@@ -8,11 +8,9 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-import click
-
 from pilot_trio.address import quote
 from pilot_trio.cli import process_table
-from pilot_trio.cli.framework import PilotCommand, PilotSubgroup, command, duration, option, switch, timeout
+from pilot_trio.cli.framework import PilotSubgroup, command, duration, option, pass_through, switch, timeout
 from pilot_trio.cli.ipc_client import DaemonGone, DaemonNotRunning, DaemonTimeout, IPCClient, deadline_in
 from pilot_trio.cli.output import EXIT_FAILURE, CliError, format_clock
 from pilot_trio.cli.process_table import PidFile
@@ -28,11 +26,6 @@ _TRANSPORTS: Final = ("", "udp", "compat", "auto")
 # Flags of the daemon that are passed on when they are given here or, for those named, found in config.json.
 _FROM_CONFIG: Final = ("email", "hostname", "webhook", "networks")
 _FORWARDED: Final = ("listen", "endpoint", "log_level", "log_format", "transport", *_FROM_CONFIG)
-
-
-@click.group("daemon", cls=PilotSubgroup, section=_SECTION)
-def daemon() -> None:
-    """Run a node in the background: start, stop, status; or in this terminal: run."""
 
 
 @command("start", section=_SECTION)
@@ -140,19 +133,8 @@ def status(session: Session, check: bool, timeout: float) -> int:
     return 0
 
 
-class _PassThrough(PilotCommand):
-    """A command whose words belong to another program."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        ctx.params["words"] = list(args)
-        return []
-
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(ctx.command_path, "[daemon flags; see -help]")
-
-
-@click.command("run", cls=_PassThrough, section=_SECTION)
-def run(words: list[str]) -> int:
+@pass_through("run", "[daemon flags; see -help]", section=_SECTION)
+def run(_session: Session, words: list[str]) -> int:
     """Run the daemon in this terminal; takes the flags of pilot-trio-daemon (-help lists them)."""
     from pilot_trio.cli.daemon_entry import main
 
@@ -270,7 +252,10 @@ def _print_status(session: Session, data: dict[str, Any], info: dict[str, Any] |
     )
 
 
-for _member in (start, stop, status, run):
-    daemon.add_command(_member)
-
+daemon: Final = PilotSubgroup(
+    "daemon",
+    _SECTION,
+    "Run a node in the background: start, stop, status; or in this terminal: run.",
+    (start, stop, status, run),
+)
 COMMANDS: Final = {"daemon": daemon}

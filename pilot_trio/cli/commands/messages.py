@@ -13,7 +13,7 @@ from typing import Any, Final
 from pilot_trio.address import Address, quote
 from pilot_trio.cli import mailbox_files as files
 from pilot_trio.cli.durations import format_duration
-from pilot_trio.cli.framework import DURATION, argument, command, count, duration, option, switch
+from pilot_trio.cli.framework import argument, command, count, duration, option, read_duration, switch
 from pilot_trio.cli.gate import check_target
 from pilot_trio.cli.ipc_client import IPCClient, deadline_in
 from pilot_trio.cli.letters import Letter, Sender
@@ -145,8 +145,7 @@ def _reply_to(text: str | None) -> str:
 def _wait_time(text: str | None) -> float | None:
     if text is None:
         return None
-    seconds: float = WAIT_DEFAULT if text == "true" else DURATION.convert(text, None, None)
-    return seconds
+    return WAIT_DEFAULT if text == "true" else read_duration("--wait", text)
 
 
 def _has_tunnel(session: Session, client: IPCClient, address: Address) -> bool:

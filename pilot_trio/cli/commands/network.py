@@ -6,8 +6,6 @@ import struct
 from pathlib import Path
 from typing import Any, Final
 
-import click
-
 from pilot_trio.address import quote
 from pilot_trio.cli.framework import (
     PilotCommand,
@@ -29,11 +27,6 @@ _LIST, _JOIN, _LEAVE, _MEMBERS, _INVITE, _INVITES, _RESPOND = range(1, 8)  # `sp
 _PEER: Final = "node_id|address|hostname"
 _NETWORK: Final = "network_id"
 RULES_MAX: Final = 1 << 20  # bytes of a rules file; the registry's message could not carry much more
-
-
-@click.group("network", cls=PilotSubgroup, section=_SECTION)
-def network() -> None:
-    """Manage overlay networks: list, join, invite, administer."""
 
 
 @command("list", section=_SECTION)
@@ -290,24 +283,28 @@ def _id(text: str) -> int:
     return parse_uint(text, 0xFFFF, f"network_id {quote(text)}")
 
 
-for _member in (
-    list_,
-    create,
-    join,
-    leave,
-    members,
-    invite,
-    invites,
-    _answer("accept", "accepted", "Accept an invitation."),
-    _answer("reject", "declined", "Decline an invitation."),
-    delete,
-    rename,
-    _member_change("promote", "Make a member an admin (administrator)."),
-    _member_change("demote", "Make an admin a member (administrator)."),
-    _member_change("kick", "Remove a member (administrator)."),
-    role,
-    policy,
-):
-    network.add_command(_member)
+network: Final = PilotSubgroup(
+    "network",
+    _SECTION,
+    "Manage overlay networks: list, join, invite, administer.",
+    (
+        list_,
+        create,
+        join,
+        leave,
+        members,
+        invite,
+        invites,
+        _answer("accept", "accepted", "Accept an invitation."),
+        _answer("reject", "declined", "Decline an invitation."),
+        delete,
+        rename,
+        _member_change("promote", "Make a member an admin (administrator)."),
+        _member_change("demote", "Make an admin a member (administrator)."),
+        _member_change("kick", "Remove a member (administrator)."),
+        role,
+        policy,
+    ),
+)
 
 COMMANDS: Final = {"network": network}

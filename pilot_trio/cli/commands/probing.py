@@ -360,4 +360,4 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-COMMANDS: Final = {str(c.name): c for c in (ping, traceroute, bench, prefer_direct)}
+COMMANDS: Final = {c.name: c for c in (ping, traceroute, bench, prefer_direct)}

@@ -80,4 +80,4 @@ def _hash_file(path: Path) -> str:
         raise CliError("not_found", f"read --body-file: {path}: {exc.strerror or exc}") from exc
 
 
-COMMANDS: Final = {str(c.name): c for c in (sign_request, verify_request)}
+COMMANDS: Final = {c.name: c for c in (sign_request, verify_request)}

@@ -170,4 +170,4 @@ def _print_connections(out: Output, rows: list[dict[str, Any]], own: str) -> Non
         out.line(f"… {len(rows) - _ROWS_MAX} more: --json")
 
 
-COMMANDS: Final = {str(c.name): c for c in (info, health, peers, connections, disconnect)}
+COMMANDS: Final = {c.name: c for c in (info, health, peers, connections, disconnect)}

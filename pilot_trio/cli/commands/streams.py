@@ -168,4 +168,4 @@ def _is_text(data: bytes) -> bool:
     return True
 
 
-COMMANDS: Final = {str(c.name): c for c in (connect, send, recv)}
+COMMANDS: Final = {c.name: c for c in (connect, send, recv)}

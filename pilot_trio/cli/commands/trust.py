@@ -172,4 +172,4 @@ def _age(seconds: Any) -> str:
     return f"{span} ago ({_when(seconds)})"
 
 
-COMMANDS: Final = {str(c.name): c for c in (handshake, pending, approve, reject, untrust, trust)}
+COMMANDS: Final = {c.name: c for c in (handshake, pending, approve, reject, untrust, trust)}

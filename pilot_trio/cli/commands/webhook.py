@@ -43,4 +43,4 @@ def _apply(session: Session, url: str, name: str, done: str, timeout: float) -> 
     session.output.result({"webhook": url, "applied": applied}, lambda: session.output.line(f"{done}\n{when}"))
 
 
-COMMANDS: Final = {str(c.name): c for c in (set_webhook, clear_webhook)}
+COMMANDS: Final = {c.name: c for c in (set_webhook, clear_webhook)}
