@@ -19,6 +19,7 @@ from pilot_trio.address import SocketAddress
 from pilot_trio.errors import DecodeError
 from pilot_trio.services.filestream import FileReceiver, TransferTable
 from pilot_trio.services.mailbox import INBOX_BYTES_MAX, RECEIVED_BYTES_MAX, Mailbox, MailboxFull
+from pilot_trio.services.places import Places
 from pilot_trio.services.reading import ExactReader
 from pilot_trio.wire import canonical_json
 from pilot_trio.wire import dataexchange as wire
@@ -29,6 +30,9 @@ log = logging.getLogger("pilot_trio.services.dataexchange")
 IDLE_TIMEOUT: Final = 120.0  # seconds without a byte, between frames and inside one; protocol §3.1
 LARGE_FRAME: Final = 1 << 20  # bytes; above it a frame takes one of the places below
 LARGE_FRAMES_MAX: Final = 4  # large frames received at once; bounds what strangers can make us hold to 4 x 64 MiB
+LARGE_FRAME_RATE: Final = (
+    16 << 10
+)  # bytes per second that one has to bring at least, or others would never get its place
 DEDUPLICATION_TIME: Final = 600.0  # seconds in which a repeated message is recognised; protocol §3.5
 DEDUPLICATION_MAX: Final = 8192  # deliveries remembered; protocol §3.5
 
@@ -60,8 +64,8 @@ class DataExchange:
         self._frame_max = frame_max
         self._now_ns = now_ns
         self._disk = trio.Lock()  # the mailbox is for one thread at a time
-        self._large = trio.CapacityLimiter(LARGE_FRAMES_MAX)
-        self._transfers = TransferTable(mailbox)
+        self._large = Places(LARGE_FRAMES_MAX)
+        self._transfers = TransferTable(mailbox, self._disk)
         self._deliveries: OrderedDict[bytes, _Delivery] = OrderedDict()
 
     async def handle(self, stream: trio.abc.Stream) -> None:
@@ -84,7 +88,7 @@ class DataExchange:
             if length > self._frame_max:
                 raise DecodeError(f"frame of {length} bytes (limit {self._frame_max})")
             if length > LARGE_FRAME:
-                async with self._large:
+                async with self._large.one(remote.address.node):
                     reply = await self._frame(reader, frame_type, length, remote, receiver)
             else:
                 reply = await self._frame(reader, frame_type, length, remote, receiver)
@@ -96,7 +100,8 @@ class DataExchange:
     async def _frame(
         self, reader: ExactReader, frame_type: int, length: int, remote: SocketAddress, receiver: FileReceiver
     ) -> bytes | None:
-        payload = await reader.exactly(length, stall_timeout=IDLE_TIMEOUT)
+        with trio.fail_after(IDLE_TIMEOUT + length / LARGE_FRAME_RATE):
+            payload = await reader.exactly(length, stall_timeout=IDLE_TIMEOUT)
         if payload is None:
             return None
         tagged = wire.Tagged(frame_type, payload)
@@ -110,8 +115,7 @@ class DataExchange:
         return wire.encode_frame(FrameType.TEXT, ack.encode())
 
     async def _file_stream(self, tagged: wire.Tagged, receiver: FileReceiver) -> bytes:
-        async with self._disk:
-            answers, received = await receiver.handle(tagged.payload)
+        answers, received = await receiver.handle(tagged.payload)
         if received is not None:
             log.info("file saved (stream)", extra={"kv": {"path": str(received.path), "bytes": received.size}})
             event = {"filename": received.path.name, "path": str(received.path), "size": received.size}

@@ -24,6 +24,7 @@ from pilot_trio.wire.filestream import Kind
 
 TRANSFERS_MAX: Final = 64  # at once per connection; protocol §3.6
 REORDER_BYTES_MAX: Final = 786_432  # bytes kept of chunks that came too early; protocol §3.6 (16 chunks)
+HASHES_MAX: Final = 1  # files being compared with their hash at once; more would only share the disk and take threads
 TAKEOVER_AFTER: Final = 10.0  # seconds without a write after which a partial file may be taken over; protocol §3.6
 
 
@@ -54,10 +55,17 @@ class _Transfer:
 
 
 class TransferTable:
-    """Which partial files are being written, over all connections of the daemon."""
+    """Which partial files are being written, over all connections of the daemon.
 
-    def __init__(self, mailbox: Mailbox) -> None:
+    Args:
+      mailbox: where they are.
+      disk: held while files of the mailbox change.
+    """
+
+    def __init__(self, mailbox: Mailbox, disk: trio.Lock) -> None:
         self.mailbox = mailbox
+        self.disk = disk
+        self.hashing = trio.CapacityLimiter(HASHES_MAX)
         self._owner: dict[Path, _Transfer] = {}
 
     async def open(self, transfer_id: bytes, init: wire.Init) -> _Transfer:
@@ -70,7 +78,8 @@ class TransferTable:
         transfer = _Transfer(init, path, private, 0, trio.current_time())
         self._owner[path] = transfer
         try:
-            transfer.offset = await trio.to_thread.run_sync(self._prepare, path, init.size)
+            async with self.disk:
+                transfer.offset = await trio.to_thread.run_sync(self._prepare, path, init.size)
         except BaseException:
             self.release(transfer)
             raise
@@ -172,8 +181,6 @@ class FileReceiver:
         size = transfer.init.size
         if chunk.offset + len(chunk.data) > size:
             raise TransferRefused(f"chunk at {chunk.offset} of {len(chunk.data)} bytes exceeds declared size {size}")
-        if not self._table.owns(transfer):
-            raise TransferRefused("no active transfer")
         if chunk.offset > transfer.offset:
             if transfer.early_bytes + len(chunk.data) <= REORDER_BYTES_MAX:
                 transfer.early.setdefault(chunk.offset, chunk.data)
@@ -187,7 +194,10 @@ class FileReceiver:
         for offset in [offset for offset in transfer.early if offset < end]:
             del transfer.early[offset]
         if ready:
-            await trio.to_thread.run_sync(_append, transfer.path, transfer.offset, b"".join(ready))
+            async with self._table.disk:
+                if not self._table.owns(transfer):
+                    raise TransferRefused("no active transfer")
+                await trio.to_thread.run_sync(_append, transfer.path, transfer.offset, b"".join(ready))
             transfer.offset = end
             transfer.last_write_at = trio.current_time()
 
@@ -195,19 +205,23 @@ class FileReceiver:
         size = transfer.init.size
         if transfer.offset != size:
             raise TransferRefused(f"incomplete: have {transfer.offset} of {size} bytes")
-        # Reading gigabytes takes seconds, and abandoning a read harms nothing.
-        digest = await trio.to_thread.run_sync(_sha256, transfer.path, abandon_on_cancel=True)
+        # Reading gigabytes takes seconds: not under the lock, or every message to this node would wait for it. Abandoning
+        # a read harms nothing.
+        digest = await trio.to_thread.run_sync(
+            _sha256, transfer.path, abandon_on_cancel=True, limiter=self._table.hashing
+        )
         if digest != transfer.init.sha256:
             raise TransferRefused("sha256 mismatch — file corrupt, .partial retained")
-        if not self._table.owns(transfer):
-            raise TransferRefused("no active transfer")
-        final = self._table.mailbox.final_path(transfer.init.name)
-        try:
-            await trio.to_thread.run_sync(transfer.path.rename, final)
-        except OSError as exc:
-            raise TransferRefused(f"rename: {exc.strerror or exc}") from exc
-        del self._transfers[transfer_id]
-        self._table.release(transfer)
+        async with self._table.disk:
+            if not self._table.owns(transfer):
+                raise TransferRefused("no active transfer")
+            final = self._table.mailbox.final_path(transfer.init.name)
+            try:
+                await trio.to_thread.run_sync(transfer.path.rename, final)
+            except OSError as exc:
+                raise TransferRefused(f"rename: {exc.strerror or exc}") from exc
+            del self._transfers[transfer_id]
+            self._table.release(transfer)
         return ReceivedFile(final, size)
 
     async def _drop(self, transfer_id: bytes) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -240,26 +241,59 @@ async def test_a_silent_connection_is_closed_after_its_timeout(
     assert trio.current_time() - started == service.IDLE_TIMEOUT
 
 
+LARGE = wire.HEADER.pack(2, service.LARGE_FRAME + 1)
+
+
 async def test_no_more_than_the_limit_of_large_frames_is_received_at_once(exchange: DataExchange) -> None:
-    header = wire.HEADER.pack(2, service.LARGE_FRAME + 1)
     async with trio.open_nursery() as nursery:
-        streams = []
-        for _ in range(service.LARGE_FRAMES_MAX + 1):
-            stream = await nursery.start(_hold, exchange)
-            await stream.send_all(header)
-            streams.append(stream)
+        streams = [await nursery.start(_hold, exchange, node, LARGE) for node in range(1, service.LARGE_FRAMES_MAX + 2)]
         await trio.testing.wait_all_tasks_blocked()
-        limiter = exchange._large
-        assert limiter.borrowed_tokens == service.LARGE_FRAMES_MAX
-        assert limiter.statistics().tasks_waiting == 1
+        assert len(exchange._large) == service.LARGE_FRAMES_MAX
+        assert exchange._large.waiting == 1
         await streams[0].aclose()
         await trio.testing.wait_all_tasks_blocked()
-        assert limiter.statistics().tasks_waiting == 0
+        assert len(exchange._large) == service.LARGE_FRAMES_MAX
+        assert exchange._large.waiting == 0
         nursery.cancel_scope.cancel()
 
 
-async def _hold(exchange: DataExchange, *, task_status: trio.TaskStatus[trio.abc.Stream]) -> None:
-    async with serving(exchange.handle) as stream:
+async def test_one_node_cannot_keep_others_from_sending_large_frames(exchange: DataExchange, mailbox: Mailbox) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * service.LARGE_FRAMES_MAX):
+            await nursery.start(_hold, exchange, 1, LARGE)
+        async with serving(exchange.handle, node=2) as stream:
+            with trio.fail_after(5):
+                reply = await Peer(stream).ask(2, bytes(service.LARGE_FRAME + 1))
+            assert reply is not None
+            assert reply[1].startswith(b"ACK BINARY ")
+        assert (len(exchange._large), exchange._large.waiting) == (1, 2 * service.LARGE_FRAMES_MAX - 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_large_frame_that_trickles_in_loses_its_place(
+    exchange: DataExchange, autojump_clock: trio.testing.MockClock
+) -> None:
+    started = trio.current_time()
+    async with serving(exchange.handle) as stream, trio.open_nursery() as nursery:
+        await stream.send_all(LARGE)
+        nursery.start_soon(_trickle, stream)
+        assert await stream.receive_some() == b""
+        nursery.cancel_scope.cancel()
+    assert len(exchange._large) == 0
+    assert trio.current_time() - started < 2 * service.IDLE_TIMEOUT
+
+
+async def _trickle(stream: trio.abc.Stream) -> None:
+    while True:
+        await trio.sleep(service.IDLE_TIMEOUT - 1)
+        await stream.send_all(b"x")
+
+
+async def _hold(
+    exchange: DataExchange, node: int = 1, first: bytes = b"", *, task_status: trio.TaskStatus[trio.abc.Stream]
+) -> None:
+    async with serving(exchange.handle, node=node) as stream:
+        await stream.send_all(first)
         task_status.started(stream)
         await trio.sleep_forever()
 
@@ -320,6 +354,29 @@ async def test_an_interrupted_transfer_resumes_where_it_was(exchange: DataExchan
         assert offset_of(await peer.stream_message(INIT)) == 49_152
         await peer.stream_message(chunk(49_152, len(CONTENT)))
         assert (await peer.stream_message(filestream.encode(Kind.DONE, ID))).body == b"\x00"
+
+
+async def test_comparing_a_file_with_its_hash_keeps_nobody_waiting(
+    exchange: DataExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = threading.Event()
+
+    def slow_disk(_path: Path) -> bytes:
+        read.wait(10)
+        return DIGEST
+
+    monkeypatch.setattr(filestream_service, "_sha256", slow_disk)
+    async with serving(exchange.handle, node=1) as one, serving(exchange.handle, node=2) as two:
+        sender = Peer(one)
+        await sender.stream_message(INIT)
+        await sender.stream_message(chunk(0, len(CONTENT)))
+        await sender.send(7, filestream.encode(Kind.DONE, ID))
+        with trio.fail_after(5):
+            assert await Peer(two).ask(1, b"hello") == (1, b"ACK TEXT 5 bytes")
+        read.set()
+        reply = await sender.reply()
+        assert reply is not None
+        assert filestream.decode(reply[1]).body == b"\x00"
 
 
 async def test_a_second_sender_of_the_same_content_gets_its_own_partial_file(
