@@ -13,6 +13,7 @@ from typing import Final
 import attrs
 import trio
 
+from pilot_trio.address import NodeId
 from pilot_trio.config import Config
 from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.events import EventBus
@@ -57,9 +58,12 @@ class BuiltinServices:
         """Bind the ports and serve them in the nursery."""
         chosen = self.config.services
         nursery.start_soon(
-            serve_handshakes,
-            listen(self.table, HANDSHAKE_PORT, "handshake"),
-            self._receive_handshake,
+            partial(
+                serve_handshakes,
+                listen(self.table, HANDSHAKE_PORT, "handshake"),
+                self._receive_handshake,
+                peer_of=_node_of,
+            )
         )
         _log.info("handshake service listening", extra={"kv": {"port": HANDSHAKE_PORT}})
         if chosen.echo:
@@ -97,3 +101,7 @@ class BuiltinServices:
     def _admits(self, connection: Connection) -> bool:
         """Say whether a peer may use the echo: everybody's on a public node, else trusted ones' (`spec/services.md` §2)."""
         return self.state.public or self.trust.admits(connection.remote.address.node)
+
+
+def _node_of(stream: OverlayStream) -> NodeId:
+    return stream.remote.address.node

@@ -22,6 +22,7 @@ from pilot_trio.wire import eventstream as wire
 log = logging.getLogger("pilot_trio.services.eventstream")
 
 SUBSCRIBERS_PER_TOPIC: Final = 1000  # further ones are closed; protocol §4
+SUBSCRIBERS_PER_NODE: Final = 100  # of them from one node, or it could have all the places of a topic
 PUBLISH_RATE: Final = 100.0  # events per second and connection; protocol §4, excess is dropped
 PUBLISH_BURST: Final = 200  # events; protocol §4
 QUEUE_EVENTS: Final = 256  # events waiting for one subscriber: a publisher's whole burst; what exceeds it is lost
@@ -76,7 +77,8 @@ class EventStream:
         self, stream: trio.abc.Stream, decoder: wire.EventDecoder, topic: str, remote: SocketAddress
     ) -> None:
         peers = self._by_topic.setdefault(topic, {})
-        if len(peers) >= SUBSCRIBERS_PER_TOPIC:
+        of_node = sum(peer.remote.address.node == remote.address.node for peer in peers.values())
+        if len(peers) >= SUBSCRIBERS_PER_TOPIC or of_node >= SUBSCRIBERS_PER_NODE:
             return
         send, receive = trio.open_memory_channel[bytes](QUEUE_EVENTS)
         subscriber = _Subscriber(topic, remote, send)

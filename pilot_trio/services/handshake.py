@@ -7,7 +7,8 @@ elsewhere (`daemon/trust.py`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Final, TypeVar
 
 import trio
@@ -19,6 +20,7 @@ HANDSHAKE_PORT: Final = 444  # protocol, `spec/services.md` §1
 READ_TIMEOUT: Final = 10.0  # seconds for the whole message; protocol, §1.3
 LINGER: Final = 0.5  # seconds until a stream is closed after its message; protocol, §1.2, §1.3
 STREAMS_MAX: Final = 64  # messages being read at once; further streams wait in the port's backlog
+STREAMS_PER_PEER_MAX: Final = 8  # of them from one peer; its further streams are closed, or it could hold all of them
 
 _log = logging.getLogger("pilot_trio.trust")
 
@@ -29,6 +31,7 @@ async def serve_handshakes(
     listener: trio.abc.Listener[AnyStream],
     receive: Callable[[HandshakeMessage, AnyStream], Awaitable[None]],
     *,
+    peer_of: Callable[[AnyStream], Hashable] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Read messages from `listener`'s streams until cancelled; closes the listener.
@@ -36,18 +39,26 @@ async def serve_handshakes(
     Args:
       listener: any Trio listener.
       receive: called with each message and its stream; has to check both.
+      peer_of: names the peer of a stream; None: every stream is another peer's.
       task_status: reports the start.
     """
     slots = trio.Semaphore(STREAMS_MAX)
+    reading: Counter[Hashable] = Counter()  # streams by peer
 
     async def serve(stream: AnyStream) -> None:
+        peer = stream if peer_of is None else peer_of(stream)
+        reading[peer] += 1
         try:
             async with stream:
-                await _serve_one(stream, receive)
+                if reading[peer] <= STREAMS_PER_PEER_MAX:
+                    await _serve_one(stream, receive)
         except Exception:
             # The border of one peer: whatever goes wrong with it is no reason to stop serving the others.
             _log.exception("handshake failed")
         finally:
+            reading[peer] -= 1
+            if not reading[peer]:
+                del reading[peer]
             slots.release()
 
     async with listener, trio.open_nursery() as nursery:

@@ -57,8 +57,8 @@ def broker(events: list[Event]) -> EventStream:
 
 
 @asynccontextmanager
-async def subscribed(broker: EventStream, topic: str, port: int = 49152) -> AsyncIterator[Peer]:
-    async with serving(broker.handle, node=1, port=port) as stream:
+async def subscribed(broker: EventStream, topic: str, port: int = 49152, node: int = 1) -> AsyncIterator[Peer]:
+    async with serving(broker.handle, node=node, port=port) as stream:
         peer = Peer(stream)
         await peer.publish(topic)
         await trio.testing.wait_all_tasks_blocked()
@@ -151,6 +151,16 @@ async def test_one_topic_takes_a_bounded_number_of_subscribers(
         assert await three.next() is None
         assert await one.silent()
         assert await two.silent()
+
+
+async def test_one_node_takes_a_bounded_number_of_a_topics_places(
+    broker: EventStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SUBSCRIBERS_PER_NODE", 1)
+    async with subscribed(broker, "t") as one, subscribed(broker, "t") as two, subscribed(broker, "t", node=2) as three:
+        assert await two.next() is None
+        assert await one.silent()
+        assert await three.silent()
 
 
 class StalledStream(trio.abc.Stream):

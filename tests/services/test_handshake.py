@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from pilot_trio.services.handshake import (
     LINGER,
     READ_TIMEOUT,
     STREAMS_MAX,
+    STREAMS_PER_PEER_MAX,
     close_later,
     read_message,
     serve_handshakes,
@@ -30,6 +32,7 @@ class Listener(trio.abc.Listener[trio.abc.Stream]):
     def __init__(self) -> None:
         self._send, self._receive = trio.open_memory_channel[MemoryStream](1000)
         self.closed = False
+        self.peers: dict[trio.abc.Stream, int] = {}
 
     async def accept(self) -> trio.abc.Stream:
         return await self._receive.receive()
@@ -38,8 +41,10 @@ class Listener(trio.abc.Listener[trio.abc.Stream]):
         self.closed = True
         await trio.lowlevel.checkpoint()
 
-    def connect(self) -> MemoryStream:
+    def connect(self, peer: int | None = None) -> MemoryStream:
+        """Arrive; from a peer of its own if none is named."""
         here, there = trio.testing.memory_stream_pair()
+        self.peers[there] = id(there) if peer is None else peer
         self._send.send_nowait(there)
         return here
 
@@ -61,7 +66,8 @@ class Service:
 async def serving() -> AsyncIterator[Service]:
     service = Service()
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve_handshakes, service.listener, service.receive)
+        peer_of = service.listener.peers.__getitem__
+        await nursery.start(partial(serve_handshakes, service.listener, service.receive, peer_of=peer_of))
         yield service
         nursery.cancel_scope.cancel()
     assert service.listener.closed
@@ -159,6 +165,19 @@ async def test_silent_streams_are_few_and_go_away(autojump_clock: trio.testing.M
         await trio.sleep(0.1)
         assert len(service.received) == 1  # has to wait
         await trio.sleep(READ_TIMEOUT)
+        assert len(service.received) == 2
+
+
+async def test_one_peer_cannot_have_all_the_places(autojump_clock: trio.testing.MockClock) -> None:
+    async with serving() as service:
+        silent = [service.listener.connect(peer=1) for _ in range(2 * STREAMS_MAX)]
+        await service.listener.connect(peer=2).send_all(WIRE)
+        await trio.sleep(0.1)
+        assert service.received == [MESSAGE]
+        assert await silent[STREAMS_PER_PEER_MAX].receive_some() == b""  # closed at once
+        await trio.sleep(READ_TIMEOUT)
+        await service.listener.connect(peer=1).send_all(WIRE)
+        await trio.sleep(0.1)
         assert len(service.received) == 2
 
 
