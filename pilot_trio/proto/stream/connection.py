@@ -54,6 +54,7 @@ class Connection:
         self._receiver = Receiver(0)
         self._closing = Closing()
         self._liveness = Liveness(settings, now)
+        self._syn_at = -inf  # when the SYN left, if it left only once
         self._write_blocked = False
         self._end_announced = False
         self.events: deque[Event] = deque()  # what the shell has to act upon; `next_event` takes the oldest
@@ -80,6 +81,7 @@ class Connection:
         """
         connection = cls(local, remote, State.SYN_SENT, settings or StreamSettings(), budget or Budget(), now)
         connection.send_syn()
+        connection._syn_at = now
         return connection
 
     @classmethod
@@ -213,6 +215,7 @@ class Connection:
                 self._send_syn_ack()  # ours was lost
         elif self.state is State.SYN_SENT:
             self._synchronise(packet, now)
+            self._sender.on_handshake(now - self._syn_at, now)
             self.state = State.ESTABLISHED
             self._receiver.owe()
             self.events.append(Event.OPENED)
@@ -320,6 +323,7 @@ class Connection:
 
     def send_syn(self) -> None:
         """Queue the SYN, for the first time or again."""
+        self._syn_at = -inf  # whatever is answered now: it may be another one (Karn)
         self._outbox.put(SYN, window=self._receiver.window_field())
 
     def _send_syn_ack(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pilot_trio.proto.stream.budget import STREAM_SHARE, Budget
 from pilot_trio.proto.stream.congestion import Congestion
 from pilot_trio.proto.stream.outgoing import Outgoing
-from pilot_trio.proto.stream.rtt import RTO_MAX, RttEstimator
+from pilot_trio.proto.stream.rtt import RTO_INITIAL, RTO_MAX, RttEstimator
 from pilot_trio.proto.stream.send_queue import Run, SendQueue
 from pilot_trio.proto.stream.settings import (
     ABANDON_AFTER,
@@ -32,6 +32,7 @@ from pilot_trio.proto.stream.settings import (
 from pilot_trio.wire.sack import BLOCKS_MAX, Block
 
 SEVERAL: Final = 4  # segments that windows must have room for, to be large: a lost one is noticed by those after it
+HANDSHAKE_RTT_MAX: Final = RTO_INITIAL / 3  # seconds; a first sample makes the timeout three times as long (RFC 6298)
 TLP_MIN: Final = 0.01  # seconds; a tail is probed no sooner, so that delayed acknowledgments have a chance
 TLP_ROUND_TRIPS: Final = 2.0  # round trips after which an unanswered tail is sent again (RFC 8985 §7.2)
 _MASK: Final = 0xFFFF_FFFF
@@ -105,6 +106,15 @@ class Sender:
     def open_window(self, window: int) -> None:
         """Take the window of a handshake packet."""
         self.snd_wnd = self.window_max = window
+
+    def on_handshake(self, rtt: float, now: float) -> None:
+        """Take the time that the answer to a SYN took for a first round trip.
+
+        Whoever answers may have had to ask the registry, and the SYN may have waited for a key. So one that would make us
+        wait for longer than not knowing does not count.
+        """
+        if rtt < HANDSHAKE_RTT_MAX:
+            self.rtt.on_sample(max(0.0, rtt), now)
 
     def on_ack(self, seq: int, window: int, blocks: list[Block] | None, now: float, *, bare: bool) -> bool:
         """Work in an acknowledgment; return True if it brought something new.

@@ -212,7 +212,7 @@ def test_a_silent_peer_is_probed_three_times_and_closed_with_a_fin() -> None:
     script = established()
     probe = "ACK 1 1 4096"
     script.sends_until(105.9, (76.0, probe), (86.0, probe), (96.0, probe))
-    script.sends_until(106.5, (106.0, "FIN 1 0 0"))
+    script.sends_until(106.1, (106.0, "FIN 1 0 0"))
     script.happened(Event.DEAD_PEER, Event.END_OF_STREAM)
 
 

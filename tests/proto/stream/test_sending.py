@@ -6,10 +6,11 @@ import pytest
 
 from pilot_trio.proto.stream.budget import PEER_BURST, STREAM_SHARE, Budget
 from pilot_trio.proto.stream.connection import Event
+from pilot_trio.proto.stream.sender import HANDSHAKE_RTT_MAX
 from pilot_trio.proto.stream.settings import SEGMENT, SEND_BUFFER
 
 from .link import Link, Path
-from .segment_script import Script, established
+from .segment_script import Script, dialling, established
 
 
 def quiet(window: int = 512) -> Script:
@@ -286,10 +287,32 @@ def test_a_silent_peer_is_given_up_after_the_ladder_with_a_reset() -> None:
     script.sends("ACK 1 1 4096 +100")
     script.until(200.0)
     *ladder, last = [(round(at, 1), packet) for at, packet in script._out]
-    assert [at for at, _ in ladder] == [1.0, 3.0, 7.0, 15.0, 25.0, 35.0, 45.0]
-    assert last[0] == 55.0
+    assert [at for at, _ in ladder] == [0.2, 0.6, 1.4, 3.0, 6.2, 12.6, 22.6, 32.6, 42.6]
+    assert last[0] == 52.6  # the eighth timeout comes too soon to tell a dead peer from one that was stopped
     assert (last[1].flags, last[1].seq) == (8, 0)
     script.happened(Event.ABANDONED, Event.END_OF_STREAM, Event.CLOSED)
+
+
+def test_the_handshake_is_a_round_trip_to_begin_with() -> None:
+    script = dialling()
+    script.until(0.1)
+    script.gets("SYN|ACK 0 1 512")
+    script.sends("ACK 1 1 4096")
+    assert script.machine.row()["srtt_ms"] == 100.0
+    script.writes(100)
+    script.sends("ACK 1 1 4096 +100")
+    script.sends_until(0.31, (0.305, "ACK 1 1 4096 +100"))  # a tail probe after two of them
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_handshake_that_took_long_or_was_repeated_tells_nothing(repeated: bool) -> None:
+    script = dialling()
+    if repeated:
+        script.machine.send_syn()
+        script.pump()
+    script.until(0.1 if repeated else HANDSHAKE_RTT_MAX + 0.01)
+    script.gets("SYN|ACK 0 1 512")
+    assert script.machine.row()["srtt_ms"] == 0
 
 
 def test_fast_repairs_alone_do_not_give_a_peer_up() -> None:
