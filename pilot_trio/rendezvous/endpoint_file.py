@@ -21,7 +21,9 @@ from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.rendezvous.endpoint_table import EndpointTable, Row
 from pilot_trio.wire.beacon import normalise_host
 
-SAVE_INTERVAL: Final = 30.0  # seconds between looks whether there is news to save; what a crash costs
+LOOK_INTERVAL: Final = 1.0  # seconds between looks whether a node is new or has moved: what a crash may cost
+SAVE_INTERVAL: Final = 30.0  # seconds between saves that only say that nodes are still there
+SAVE_SHARE: Final = 0.05  # of the time may be spent on saving: a large table takes a second
 FINAL_SAVE_TIMEOUT: Final = 0.3  # seconds for the last save at the end; a disk that hangs must not hang the stop
 
 logger: Final = logging.getLogger("pilot_trio.beacon")
@@ -39,14 +41,21 @@ async def load_endpoints(table: EndpointTable, path: Path, clock: Callable[[], f
 
 
 async def keep_endpoints(table: EndpointTable, path: Path, clock: Callable[[], float]) -> None:
-    """Save the table whenever it has changed, and once more when cancelled."""
-    saved = table.changes
+    """Save the table whenever it has changed, and once more when cancelled.
+
+    A node that the file does not know, or knows elsewhere, cannot be relayed to after a crash until it speaks again, and does
+    not know that it should. So news is saved at once, by and large.
+    """
+    saved, saved_news, saved_at = table.changes, table.news, trio.current_time()
+    pause = LOOK_INTERVAL
     try:
         while True:
-            await trio.sleep(SAVE_INTERVAL)
-            if table.changes != saved:
-                saved = table.changes
+            await trio.sleep(pause)
+            now = trio.current_time()
+            if table.news != saved_news or (table.changes != saved and now - saved_at >= SAVE_INTERVAL):
+                saved, saved_news, saved_at = table.changes, table.news, now
                 await _save(table, path, clock())
+                pause = max(LOOK_INTERVAL, (trio.current_time() - now) / SAVE_SHARE)
     finally:
         if table.changes != saved:
             with trio.move_on_after(FINAL_SAVE_TIMEOUT, shield=True):

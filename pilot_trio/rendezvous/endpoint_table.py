@@ -68,6 +68,7 @@ class EndpointTable:
     max_nodes: int = NODES_MAX
     evicted: int = attrs.field(default=0, init=False)  # entries dropped for room
     changes: int = attrs.field(default=0, init=False)  # claims taken so far
+    news: int = attrs.field(default=0, init=False)  # those of them that said more than that a node is still there
     _entries: OrderedDict[NodeId, Entry] = attrs.field(factory=OrderedDict, init=False)
 
     def __len__(self) -> int:
@@ -107,6 +108,7 @@ class EndpointTable:
             return Noted.TOO_SOON  # and no refresh either: a stranger's claims do not keep an entry alive
         else:
             noted = Noted.MOVED
+            self.news += 1
             entry.endpoint, entry.moved_at = endpoint, now
         entry.seen_at, entry.at_home = now, home
         entry.multi = multi
@@ -150,6 +152,7 @@ class EndpointTable:
             self.evicted += 1
         self._entries[node] = entry
         self.changes += 1
+        self.news += 1
 
     def expire(self, now: float) -> None:
         """Forget entries past their time. Cheap: they are at the front."""

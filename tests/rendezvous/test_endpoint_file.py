@@ -11,7 +11,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from pilot_trio.address import NodeId
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.rendezvous.endpoint_file import (
+    LOOK_INTERVAL,
     SAVE_INTERVAL,
+    SAVE_SHARE,
     decode_rows,
     encode_rows,
     keep_endpoints,
@@ -100,6 +102,52 @@ async def test_without_a_usable_file_the_table_is_empty(
     await load_endpoints(table, tmp_path / "e", lambda: 0.0)
     assert len(table) == 0
     assert ("not restored" in caplog.text) == (content is not None)
+
+
+class Saves:
+    """Counts saves in the place of a disk, and takes its time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, duration: float = 0.0) -> None:
+        self.times: list[float] = []
+        self.duration = duration
+        monkeypatch.setattr("pilot_trio.rendezvous.endpoint_file._save", self.save)
+
+    async def save(self, table: EndpointTable, path: Path, unix_now: float) -> None:
+        self.times.append(trio.current_time())
+        await trio.sleep(self.duration)
+
+
+async def test_a_node_that_is_new_or_has_moved_is_saved_at_once_others_now_and_then(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves, table = Saves(monkeypatch), EndpointTable()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_endpoints, table, Path("e"), lambda: 7.0)
+        for endpoint in (HERE, THERE):
+            await trio.sleep(5)
+            at = trio.current_time()
+            table.note(ONE, endpoint, at)
+            await trio.sleep(5)
+            assert at <= saves.times[-1] <= at + LOOK_INTERVAL
+        count, at = len(saves.times), trio.current_time()
+        while trio.current_time() < at + 10 * SAVE_INTERVAL:
+            table.note(ONE, THERE, trio.current_time())
+            await trio.sleep(1)
+        assert 8 <= len(saves.times) - count <= 10
+        nursery.cancel_scope.cancel()
+
+
+async def test_saving_takes_its_share_of_the_time_and_no_more(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves, table = Saves(monkeypatch, duration=0.5), EndpointTable()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_endpoints, table, Path("e"), lambda: 7.0)
+        for node in range(1, 200):
+            table.note(NodeId(node), HERE, trio.current_time())
+            await trio.sleep(0.5)
+        assert 2 <= len(saves.times) <= 100 / (0.5 / SAVE_SHARE) + 1
+        nursery.cancel_scope.cancel()
 
 
 async def test_news_is_saved_now_and_then(autojump_clock: MockClock, tmp_path: Path) -> None:
