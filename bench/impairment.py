@@ -25,6 +25,7 @@ import attrs
 from pilot_trio.net.endpoint import Endpoint
 
 SEED: Final = 1
+DATAGRAM_MAX: Final = 1472  # bytes; what an Ethernet carries. Longer ones vanish, as loopback is no model of a path
 _BUFFER: Final = 4 * 1024 * 1024  # bytes; what the path drops is decided by the dice alone
 _READ_MAX: Final = 65_535  # bytes of one read: a datagram, or several of one size
 _READS: Final = 64  # of one socket in a turn, so that what is due does not wait for them
@@ -105,7 +106,7 @@ class _Proxy:
                 data, ancillary, _, source = sock.recvmsg(_READ_MAX, 64)
                 size = _GRO_SIZE.unpack(ancillary[0][2])[0] if ancillary else len(data)
                 pieces = [data[at : at + size] for at in range(0, len(data), size)]
-                pieces = [piece for piece in pieces if self._dice.random() >= self._loss]
+                pieces = [piece for piece in pieces if len(piece) <= DATAGRAM_MAX and self._dice.random() >= self._loss]
                 if pieces:
                     out, to = (self._back(source), self._target) if inward else (self._front, self._peers[number])
                     at = time.perf_counter() + self._delay
