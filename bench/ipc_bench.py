@@ -39,11 +39,11 @@ def health_ping_pong(peer: Peer) -> tuple[float, ...]:
 
 
 def health_outstanding(peer: Peer) -> tuple[float, ...]:
-    return (load.outstanding(peer.socket, load.HEALTH, load.HEALTH_OK_START),)
+    return (load.outstanding(peer.socket, load.HEALTH),)
 
 
 def info_outstanding(peer: Peer) -> tuple[float, ...]:
-    return (load.outstanding(peer.socket, load.INFO, load.INFO_OK_START),)
+    return (load.outstanding(peer.socket, load.INFO),)
 
 
 def crowd(peer: Peer) -> tuple[float, ...]:
