@@ -6,7 +6,8 @@
 An answer is shared only by those who had asked before its question left, so nobody gets news older than their question:
 what a registry acknowledged to somebody before I asked is in my answer. There is one task per key under way and none per
 asker: who asks leaves a callback, so that a crowd costs little more than one. A crowd is told in pieces, because all at
-once would hold up everybody else for that turn of the loop.
+once would hold up everybody else for that turn of the loop; and the same is not asked again at once, because a client that
+repeats itself would keep node and registry busy with nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import trio
 
 from pilot_trio.daemon.turn import Turn
 
+QUESTION_GAP: Final = (
+    0.005  # seconds between two questions about the same; less than the way to most registries and back
+)
 TOLD_PER_TURN: Final = 16  # askers told of an answer per loop turn and key; as many as a client may ask in one
 PATIENCE: Final = 8.0  # seconds that an asker waits, for other questions too; protocol, `spec/ipc.md` §9
 
@@ -58,11 +62,13 @@ class Coalescer:
     async def _ask_for_all(self, key: Hashable, question: Question) -> None:
         while batch := self._gathering[key]:
             self._gathering[key] = _Batch()  # the one before is closed from here on
+            asked_at = trio.current_time()
             try:
                 answer: bytes | Exception = await question(batch.since + PATIENCE)
             except Exception as exc:
                 answer = exc  # each asker's own affair, a defect too
             await self._tell(batch, answer)
+            await trio.sleep_until(asked_at + QUESTION_GAP)
         del self._gathering[key]
 
     async def _tell(self, batch: list[Tell], answer: bytes | Exception) -> None:

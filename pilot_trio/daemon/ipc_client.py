@@ -268,7 +268,11 @@ class IPCClient(Client):
                     at += 1
                     self._budget -= REPEAT_COST
                     # Zero-length frames are skipped, though not for free.
-                    pending = self._dispatch(frame) if frame else None
+                    pending = None
+                    if frame and frame[0] == self._snapshot_code:
+                        at = self._repeat_snapshot(frames, at)
+                    elif frame:
+                        pending = self._dispatch(frame)
                     if isinstance(pending, RunRoute):
                         at, pending = self._handle_alike(pending, frames, at - 1), None
                     if pending is not None or self._budget <= 0 or self._replies_size > REPLY_BATCH_MAX:
@@ -276,6 +280,20 @@ class IPCClient(Client):
                 return at, None
         finally:
             self._handling = False
+
+    def _repeat_snapshot(self, frames: list[bytes], at: int) -> int:
+        """Answer the request before `at`, and those from there on that ask the same, with what is still true.
+
+        Returns where to go on.
+        """
+        snapshot, code = self._snapshot, self._snapshot_code
+        room = (REPLY_BATCH_MAX - self._replies_size) // len(snapshot)
+        start, last = at, min(len(frames), at + max(0, min(self._budget, room)))
+        while at < last and frames[at] and frames[at][0] == code:
+            at += 1
+        self._budget -= (at - start) * REPEAT_COST
+        self._reply(snapshot * (at - start + 1))
+        return at
 
     def _handle_alike(self, route: RunRoute, frames: list[bytes], at: int) -> int:
         """Handle the frame there, which was counted, with those behind it that begin alike; return where to go on."""
@@ -295,9 +313,6 @@ class IPCClient(Client):
     def _dispatch(self, frame: bytes) -> _Pending | RunRoute | None:
         """Call the handler; keep its reply, or return what has to wait, or the route if it wants to handle more at once."""
         code = frame[0]
-        if code == self._snapshot_code:
-            self._reply(self._snapshot)
-            return None
         self._budget -= DISPATCH_COST - REPEAT_COST
         self._snapshot_code = -1  # whatever this request does, an earlier answer may be wrong after it
         route = self._commands.get(code)

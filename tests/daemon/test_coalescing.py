@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from pilot_trio.daemon.coalescing import PATIENCE, TOLD_PER_TURN, Coalescer
+from pilot_trio.daemon.coalescing import PATIENCE, QUESTION_GAP, TOLD_PER_TURN, Coalescer
 from pilot_trio.errors import RegistryError
 
 
@@ -92,6 +92,30 @@ async def test_a_question_ends_when_the_first_of_its_askers_has_waited_long_enou
     oracle.ask()
     await trio.sleep(5)
     assert [by - start for by in oracle.deadlines] == [PATIENCE, PATIENCE + 0.25]
+
+
+async def test_the_same_is_not_asked_again_at_once_however_quick_the_answer(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    coalescer = Coalescer()
+    await nursery.start(coalescer.run)
+    asked: list[tuple[str, float]] = []
+    start = trio.current_time()
+
+    def ask_again_and_again(key: str, times: int) -> None:
+        async def question(_by: float) -> bytes:
+            asked.append((key, trio.current_time() - start))
+            return b""
+
+        if times:
+            coalescer.ask(key, question, lambda _: ask_again_and_again(key, times - 1))
+
+    ask_again_and_again("x", 3)
+    ask_again_and_again("y", 1)
+    await trio.sleep(1)
+    assert [at for key, at in asked if key == "x"] == pytest.approx([0, QUESTION_GAP, 2 * QUESTION_GAP])
+    assert [at for key, at in asked if key == "y"] == [0]
+    assert len(coalescer) == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.sampled_from("xy")), max_size=12))

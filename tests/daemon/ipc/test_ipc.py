@@ -12,6 +12,7 @@ from pilot_trio.daemon.dispatch import Client, Lane, Route
 from pilot_trio.daemon.in_flight import CLIENT_IN_FLIGHT_MAX
 from pilot_trio.daemon.ipc import CLIENTS_MAX, SHUTDOWN_DRAIN
 from pilot_trio.daemon.ipc_client import DISPATCH_COST, TURN_QUANTUM
+from pilot_trio.daemon.outbound import QUEUE_BYTES_MAX
 from pilot_trio.errors import CommandError, IPCClosedError, LocalProtocolError
 from pilot_trio.wire.ipc import Code, encode_error, encode_frame
 
@@ -158,7 +159,9 @@ def shared(payload: bytes) -> bytes:
     return encode_frame(Code.PREFER_DIRECT, payload)
 
 
-async def test_requests_that_ask_the_same_share_a_question_and_their_answers_a_write(bench: Bench) -> None:
+async def test_requests_that_ask_the_same_share_a_question_and_their_answers_a_write(
+    bench: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
     one, other = await bench.connect(), await bench.connect()
     one.write(shared(b"x"))
     await trio.testing.wait_all_tasks_blocked()
@@ -186,7 +189,9 @@ async def test_shared_refusal_and_crash_answer_everybody(bench: Bench, caplog: p
     assert all(record.exc_info for record in caplog.records)
 
 
-async def test_askers_that_leave_do_not_concern_the_others_and_leave_nothing_behind(bench: Bench) -> None:
+async def test_askers_that_leave_do_not_concern_the_others_and_leave_nothing_behind(
+    bench: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
     leaving, staying = await bench.connect(), await bench.connect()
     leaving.write(shared(b"x") * 3)
     await trio.testing.wait_all_tasks_blocked()
@@ -197,6 +202,7 @@ async def test_askers_that_leave_do_not_concern_the_others_and_leave_nothing_beh
     bench.commands.gate.set()
     assert await staying.read_frame() == encode_frame(Code.PREFER_DIRECT_OK, b"x")[4:]
     assert bench.server.statistics().in_flight == 0
+    await trio.sleep(1)
     assert len(bench.server._questions) == 0
 
 
@@ -405,6 +411,16 @@ async def test_nothing_can_be_sent_to_a_client_that_is_gone(bench: Bench) -> Non
     assert bench.commands.clients[0].offer_all([HEALTH_OK]) == 0
     with pytest.raises(IPCClosedError):
         await bench.commands.clients[0].outbound.send(HEALTH_OK)
+
+
+async def test_a_long_row_of_large_snapshots_is_answered_within_the_byte_budget(bench: Bench) -> None:
+    large = encode_frame(Code.INFO_OK, bytes(30_000))
+    bench.server._commands[Code.INFO] = Route(lambda client, payload: large, snapshot=True)
+    client = await bench.connect()
+    client.write(encode_frame(Code.INFO) * 60)
+    await trio.testing.wait_all_tasks_blocked()
+    assert 0 < bench.server.statistics().queued_bytes <= QUEUE_BYTES_MAX
+    assert await client.read_frames(60) == [large[4:]] * 60
 
 
 async def test_repeated_snapshot_is_built_once_but_never_across_another_request(bench: Bench) -> None:
