@@ -10,6 +10,7 @@ import os
 import random
 import socket
 import ssl
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,8 +22,7 @@ from pilot_trio.net.endpoint import Endpoint as Endpoint
 from pilot_trio.net.udp import Addr as Addr
 from pilot_trio.net.udp import UDPSocket, UDPStatistics
 
-# Level and name of the option that tells a connected socket's MTU, on Linux; the socket module does not name them. Elsewhere
-# there is no such option, or nothing that answers by that number with something that could be taken for more than the least.
+# Level and name of the option that tells a connected socket's MTU, on Linux; the socket module does not name them.
 _IP_MTU: Final = (socket.IPPROTO_IP, 14)
 _IPV6_MTU: Final = (socket.IPPROTO_IPV6, 24)
 # Linux' monotonic clock, and Trio's with it, stands still while the machine sleeps; this one does not.
@@ -224,6 +224,8 @@ class SystemNetwork(Network):
         return host
 
     def route_mtu(self, to: Endpoint) -> int:
+        if sys.platform != "linux":
+            return ROUTE_MTU_LEAST  # the numbers mean something else there
         is_ipv6 = ":" in to.host
         try:
             with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
