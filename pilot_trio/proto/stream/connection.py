@@ -205,7 +205,7 @@ class Connection:
         elif flags & SYN:
             self._on_syn(packet, now)
         elif flags & FIN:
-            self._on_fin(packet.seq, now)
+            self._on_fin(packet.seq, now, is_answer=bool(flags & ACK))
         elif flags & RST:
             self._on_reset()
 
@@ -217,7 +217,10 @@ class Connection:
             self._synchronise(packet, now)
             self._sender.on_handshake(now - self._syn_at, now)
             self.state = State.ESTABLISHED
-            self._receiver.owe()
+            if self._sender.peer_is_reference:
+                self._receiver.owe()
+            else:
+                self._receiver.owe_later(now)  # our kind was established before; what we say first will say it, too
             self.events.append(Event.OPENED)
 
     def _synchronise(self, packet: Packet, now: float) -> None:
@@ -232,9 +235,10 @@ class Connection:
             self._end_receiving()
             self._finish(Event.CLOSED)
 
-    def _on_fin(self, seq: int, now: float) -> None:
+    def _on_fin(self, seq: int, now: float, *, is_answer: bool) -> None:
         if self.state is State.FIN_WAIT:
-            self._accept_fin(seq, now)
+            # Our kind does not look at an answer to its answer any more; the original gets the one that it expects.
+            self._accept_fin(seq, now, answer=not is_answer or self._sender.peer_is_reference)
         elif self.state is State.ESTABLISHED:
             self._liveness.on_heard(now)
             if seq_lt(self._receiver.data.rcv_nxt, seq):
@@ -244,12 +248,13 @@ class Connection:
             else:
                 self._accept_fin(seq, now)
 
-    def _accept_fin(self, seq: int, now: float) -> None:
+    def _accept_fin(self, seq: int, now: float, *, answer: bool = True) -> None:
         """There is no half-close: what was not sent will not be, and what was sent is the peer's to keep."""
         self._sender.stop()
         self._receiver.data.discard_early()
         self._receiver.settle()
-        self._outbox.put(FIN | ACK, seq=self._next_seq, ack=seq_add(seq, 1))
+        if answer:
+            self._outbox.put(FIN | ACK, seq=self._next_seq, ack=seq_add(seq, 1))
         self.state = State.TIME_WAIT
         self._liveness.check_at = inf
         self._closing.expire(now + self.settings.time_wait)

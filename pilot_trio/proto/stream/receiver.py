@@ -73,6 +73,10 @@ class Receiver:
         """Owe an acknowledgment, if none is owed yet."""
         self.owed = self.owed or 1
 
+    def owe_later(self, now: float) -> None:
+        """Owe an acknowledgment that may wait for something to travel with."""
+        self.ack_at = now + ACK_DELAY
+
     def steps(self) -> list[int]:
         """Return the positions on the way to what is to be acknowledged that a reference sender wants to hear of.
 

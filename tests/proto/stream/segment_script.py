@@ -10,7 +10,7 @@ import attrs
 
 from pilot_trio.proto.stream.budget import Budget
 from pilot_trio.proto.stream.connection import Connection, Event, State
-from pilot_trio.proto.stream.settings import StreamSettings
+from pilot_trio.proto.stream.settings import REFERENCE_WINDOW_MAX, StreamSettings
 from pilot_trio.wire import sack
 from pilot_trio.wire.packet import ACK, FIN, RST, STREAM, SYN, Packet, decode
 
@@ -120,7 +120,10 @@ def established(window: int = 512, *, settings: StreamSettings | None = None, bu
     """A stream that was dialled; the peer advertises `window`, by default what a reference node does."""
     script = Script(Connection.dialling(US, PEER, 0.0, settings, budget))
     script.gets(f"SYN|ACK 0 1 {window}")
-    script.sends("SYN 0 0 4096", "ACK 1 1 4096")
+    if window <= REFERENCE_WINDOW_MAX:
+        script.sends("SYN 0 0 4096", "ACK 1 1 4096")
+    else:
+        script.sends("SYN 0 0 4096")  # our own kind can wait for the rest
     script.happened(Event.OPENED)
     return script
 

@@ -19,6 +19,20 @@ def test_a_dial_is_answered_with_an_acknowledgment() -> None:
     script.happened(Event.OPENED)
 
 
+def test_our_own_kind_gets_the_acknowledgment_of_its_answer_with_the_first_data_or_a_moment_later() -> None:
+    script = dialling()
+    script.gets("SYN|ACK 0 1 4096")
+    script.sends_nothing()
+    script.happened(Event.OPENED)
+    script.sends_until(1.0, (0.005, "ACK 1 1 4096"))
+    script = dialling()
+    script.gets("SYN|ACK 0 1 4096")
+    script.writes(b"hello")
+    script.sends("ACK 1 1 4096 +5")
+    script.gets("ACK 1 6 4096")
+    script.sends_until(1.0)
+
+
 def test_a_peer_may_start_anywhere_and_acknowledge_anything_in_its_answer() -> None:
     script = dialling()
     script.gets("SYN|ACK 4294967295 77 512")
@@ -186,6 +200,22 @@ def test_our_close_is_answered_twice() -> None:
     assert script.machine.state is State.TIME_WAIT
     script.gets("FIN 1 0 0", "FIN|ACK 1 2 0", "ACK 1 2 512 +5", "SYN 0 0 512")
     script.sends_nothing()
+
+
+def test_our_own_kind_answers_a_close_once_and_no_answer() -> None:
+    script = established(4096)
+    script.closes()
+    script.gets("FIN|ACK 1 2 0")
+    script.sends("FIN 1 0 0")
+    assert script.machine.state is State.TIME_WAIT
+
+
+def test_two_that_close_at_once_answer_each_other() -> None:
+    script = established(4096)
+    script.closes()
+    script.gets("FIN 1 0 0")
+    script.sends("FIN 1 0 0", "FIN|ACK 2 2 0")
+    assert script.machine.state is State.TIME_WAIT
 
 
 def test_an_unanswered_fin_is_repeated_a_few_times_and_then_all_is_over() -> None:
