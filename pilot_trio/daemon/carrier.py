@@ -203,7 +203,7 @@ class TunnelCarrier(Carrier):
                 self._state.dials_unanswered = 0
             done(outcome)
 
-        return Dial(connection, self._tunnel, self._resolver, self._timers, count_and_tell)
+        return Dial(connection, self._tunnel, self._resolver, count_and_tell)
 
     def send_datagrams(self, node: int, datagrams: Sequence[bytes]) -> bool:
         """Send datagrams if there is a tunnel to their node, in a turn at its end; False if contact has to be made first.
@@ -429,11 +429,12 @@ class TunnelCarrier(Carrier):
             _log.debug("packet not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
         if machine.events or machine.state is not connection.followed:
             self._tell(connection)
-        if machine.state is MachineState.CLOSED:
+        state = machine.state
+        if state is MachineState.CLOSED:
             self._forget(connection)
-        else:
+        elif state is not MachineState.SYN_SENT:  # the dial's business
             deadline = machine.next_deadline()
-            if machine.state is MachineState.TIME_WAIT:
+            if state is MachineState.TIME_WAIT:
                 deadline = (deadline // TIME_WAIT_STEP + 1) * TIME_WAIT_STEP
             connection.timer.arm(deadline)
 

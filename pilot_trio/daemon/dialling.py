@@ -1,6 +1,6 @@
 """A dial under way: the SYN, its repetitions, and what comes of them (`spec/transport.md` §3.4).
 
-No task waits for an answer. A dial is a timer for the next SYN and a callback on its connection, so that a node that is
+No task waits for an answer. A dial is a callback on its connection and has the use of its timer, so that a node that is
 there is dialled in two turns of the loop, and thousands of dials to one that is not cost a timer each.
 """
 
@@ -14,7 +14,6 @@ from pilot_trio.daemon.connection import Connection, ConnState
 from pilot_trio.daemon.remote_stream import RemoteConnection
 from pilot_trio.daemon.streams import Opened
 from pilot_trio.errors import DialCancelled, DialError, DialRefused, DialTimeout
-from pilot_trio.net.timers import Timers
 
 KEY_WAIT: Final = 10.0  # seconds that a dial waits for the key exchange before it spends retries; protocol §3.4
 SYN_TIMEOUTS: Final = (0.25, 0.5, 1.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds after each SYN; protocol §3.4
@@ -61,15 +60,12 @@ class Dial:
       connection: fresh, its SYN still to be sent.
       paths: direct or by relay.
       resolver: forgets a node that does not answer.
-      timers: for the repetitions.
       done: gets the outcome, never before this returns.
     """
 
-    __slots__ = ("_attempt", "_connection", "_done", "_node", "_paths", "_resolver", "_timer", "_turned")
+    __slots__ = ("_attempt", "_connection", "_done", "_node", "_paths", "_resolver", "_turned")
 
-    def __init__(
-        self, connection: RemoteConnection, paths: Paths, resolver: Resolver, timers: Timers, done: Opened
-    ) -> None:
+    def __init__(self, connection: RemoteConnection, paths: Paths, resolver: Resolver, done: Opened) -> None:
         self._connection = connection
         self._node = connection.remote.address.node
         self._paths = paths
@@ -77,14 +73,13 @@ class Dial:
         self._done: Opened | None = done  # None: it is over
         self._attempt = 0
         self._turned = False  # to the relay, by this dial
-        self._timer = timers.timer(self._on_due)
-        connection.on_answer = self._on_answer
+        connection.on_answer, connection.on_unanswered = self._on_answer, self._on_due
         connection.pump()
 
     def start_clock(self) -> None:
         """Repeat the SYN from now on. While there is no key it waits in the tunnel's queue, and repeating it is no use."""
         if self._done is not None:
-            self._timer.arm(trio.current_time() + SYN_TIMEOUTS[0])
+            self._connection.timer.arm(trio.current_time() + SYN_TIMEOUTS[0])
 
     def cancel(self) -> None:
         """End the dial, if it is not over, leaving nothing; the outcome is `DialCancelled`. The peer has seen a SYN at most."""
@@ -104,7 +99,7 @@ class Dial:
         if attempt == 1:
             paths.doubt(node)  # it may have restarted elsewhere, and packets to where it was are lost without a word
         self._connection.repeat_syn()
-        self._timer.arm(now + SYN_TIMEOUTS[attempt])
+        self._connection.timer.arm(now + SYN_TIMEOUTS[attempt])
 
     def _on_answer(self) -> None:
         connection = self._connection
@@ -122,6 +117,6 @@ class Dial:
 
     def _end(self, outcome: Connection | DialError) -> None:
         done, self._done = self._done, None
-        self._timer.cancel()
+        self._connection.on_unanswered = None
         assert done is not None
         done(outcome)

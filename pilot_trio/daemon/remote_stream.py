@@ -50,6 +50,7 @@ class RemoteConnection(Connection):
         super().__init__(conn_id, machine.local, machine.remote, owner=owner, dialled=dialled, on_state=on_state)
         self.machine: Final = machine
         self.on_answer: Callable[[], None] | None = None  # called when a dial is over, one way or the other
+        self.on_unanswered: Callable[[float], None] | None = None  # has the timer for as long as it is a dial
         self.refused = False
         self.touched = False  # the carrier will advance it when its turn ends
         self.forgotten = False  # the carrier's tables have nothing of it any more
@@ -81,8 +82,11 @@ class RemoteConnection(Connection):
         self._pump(self)
 
     def _on_due(self, now: float) -> None:
-        self.machine.handle_timeout(now)
-        self._pump(self)
+        if self.on_unanswered is not None:
+            self.on_unanswered(now)
+        else:
+            self.machine.handle_timeout(now)
+            self._pump(self)
 
     def deliver_events(self) -> None:
         """Act on what the machine has to say; part of the pump. To be called if it has events, or another state."""

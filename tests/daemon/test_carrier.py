@@ -297,7 +297,7 @@ class TestDialsWithoutATask:
                     one.streams.begin_dial(two.address, 5000, owner="client", done=outcomes.append)
                 assert batches == []
             await trio.sleep(0.1)
-            assert batches == [16, 16, 16]  # the questions, the answers, the acknowledgments
+            assert batches[:2] == [16, 16]  # the questions, the answers; acknowledgments wait for data
             assert len(outcomes) == 16
 
 

@@ -17,6 +17,7 @@ class Closing:
         "expire_at",
         "hold_at",
         "linger_at",
+        "next_deadline",
         "peer_fin",
         "repeat_at",
     )
@@ -26,15 +27,15 @@ class Closing:
         self.repeat_at = inf  # our FIN leaves again
         self.hold_at = inf  # what is missing before the peer's FIN is given up
         self.expire_at = inf  # all is over
+        self.next_deadline = inf  # the earliest of these four
         self.peer_fin: int | None = None  # sequence number of the peer's FIN, while it waits for data that it overtook
         self._interval = 0.0
         self._transmissions = 0
         self._progress_at = 0.0
 
-    @property
-    def next_deadline(self) -> float:
-        """The earliest of the deadlines."""
-        return min(self.linger_at, self.repeat_at, self.hold_at, self.expire_at)
+    def _note(self) -> None:
+        """Follow a deadline that has changed."""
+        self.next_deadline = min(self.linger_at, self.repeat_at, self.hold_at, self.expire_at)
 
     # --- our FIN -----------------------------------------------------------------------------------------------------
 
@@ -42,7 +43,7 @@ class Closing:
         """The user has closed; the FIN waits for what was written."""
         self.hold_at = inf
         self._progress_at = now
-        self.linger_at = now + FIN_LINGER
+        self.linger_at = self.next_deadline = now + FIN_LINGER
 
     def on_progress(self, now: float, time_wait: float) -> None:
         """The peer takes what was written: the FIN, or the end, can wait."""
@@ -51,12 +52,14 @@ class Closing:
             self.linger_at = now + FIN_LINGER
         if self.expire_at < inf:
             self.expire_at = now + time_wait
+        self._note()
 
     def wait_for_reader(self, heard_at: float, now: float) -> bool:
         """Say whether to wait on: the peer answers, and has no room for what was written."""
         waits = now < heard_at + 2 * FIN_LINGER and now < self._progress_at + LINGER_BLOCKED_MAX
         if waits:
             self.linger_at = now + FIN_LINGER
+            self._note()
         return waits
 
     def wait_for_data(self, heard_at: float, now: float, time_wait: float) -> bool:
@@ -64,6 +67,7 @@ class Closing:
         waits = now < heard_at + time_wait and now < self._progress_at + LINGER_BLOCKED_MAX
         if waits:
             self.expire_at = now + time_wait
+            self._note()
         return waits
 
     @property
@@ -78,16 +82,17 @@ class Closing:
         self._interval = rto
         self.repeat_at = now + rto
         self.expire_at = now + time_wait
+        self._note()
 
     def repeat(self, now: float) -> bool:
         """Say whether our FIN leaves again. After a few times the peer has gone, or has answered and forgotten."""
-        self.repeat_at = inf
-        if self._transmissions > FIN_RETRIES:
-            return False
-        self._transmissions += 1
-        self._interval = min(FIN_INTERVAL_MAX, self._interval * 2)
-        self.repeat_at = now + self._interval
-        return True
+        again = self._transmissions <= FIN_RETRIES
+        if again:
+            self._transmissions += 1
+            self._interval = min(FIN_INTERVAL_MAX, self._interval * 2)
+        self.repeat_at = now + self._interval if again else inf
+        self._note()
+        return again
 
     # --- the peer's --------------------------------------------------------------------------------------------------
 
@@ -96,9 +101,10 @@ class Closing:
         if self.peer_fin is None:
             self.peer_fin = seq
         self.hold_at = now + FIN_HOLD
+        self._note()
 
     def expire(self, at: float) -> None:
         """Stop everything but the end."""
         self.linger_at = self.repeat_at = self.hold_at = inf
         self.peer_fin = None
-        self.expire_at = at
+        self.expire_at = self.next_deadline = at
