@@ -19,7 +19,7 @@ import trio
 from pilot_trio.address import Address, Port, SocketAddress
 from pilot_trio.config import StreamLimits
 from pilot_trio.daemon.admission import Admission, CheckTrust, TrustGate
-from pilot_trio.daemon.connection import Connection, ConnState
+from pilot_trio.daemon.connection import Connection, ConnState, StateHook
 from pilot_trio.daemon.dialling import KEY_WAIT, Dial, Paths, Resolver
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.given_up import GivenUp
@@ -61,6 +61,10 @@ class Tunnel(Paths, Protocol):
 
     def turn(self) -> AbstractContextManager[object]:
         """Inside, packets are collected; they leave together at the end of the outermost turn."""
+        ...
+
+    def flush(self) -> None:
+        """Let what was collected leave now: what comes next in this turn is nothing that anybody waits for."""
         ...
 
     async def ensure(self, node: int, /) -> None:
@@ -114,11 +118,13 @@ class TunnelCarrier(Carrier):
         self._given_up: GivenUp[_Key] = GivenUp()
         self._open_to: dict[int, int] = {}  # {node: connections that are not finished}
         self._touched: list[RemoteConnection] = []  # to be advanced when the turn ends; each knows that it is in here
+        self._accepted: list[tuple[RemoteConnection, PortListener]] = []  # in this turn; their listeners do not know yet
         self._datagrams: dict[int, list[bytes]] = {}  # {node: encoded ones taken in this turn}
         self._nursery: trio.Nursery | None = None
         self.turn: Final = Turn(self._settle)
         """Inside, connections are only noted; each is advanced once at the end, and what they send leaves together."""
-        self._on_state, self._on_input = self._follow, self._pump  # bound once: every connection holds them
+        self._on_input = self._pump  # bound once: every connection holds it
+        self._clock: Callable[[], float] = trio.current_time
         self._contacting = 0  # unconfirmed datagrams that wait for first contact
         self.admission: Final = Admission(
             state=state,
@@ -135,6 +141,7 @@ class TunnelCarrier(Carrier):
     def attach(self, table: StreamTable, deliver: Deliver) -> None:
         """Take the table for incoming streams, and the function that gets admitted datagrams."""
         self._table = table
+        self._on_state: StateHook = table.follow  # bound once: every connection holds it
         self._deliver = deliver
         self.admission.attach(table)
 
@@ -142,6 +149,7 @@ class TunnelCarrier(Carrier):
         """Hold the tasks that ask the registry about strangers, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = self.admission.nursery = nursery
+            self._clock = trio.lowlevel.current_clock().current_time  # half the calls of Trio's function
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -251,7 +259,7 @@ class TunnelCarrier(Carrier):
     def receive(self, batch: Sequence[tuple[int, Packet]]) -> None:
         """Work in the packets of one read of the socket, all of them authenticated."""
         with self.turn:
-            now = trio.current_time()
+            now = self._clock()
             at, end = 0, len(batch)
             while at < end:
                 node, packet = batch[at]
@@ -320,8 +328,8 @@ class TunnelCarrier(Carrier):
         connection = self._add(machine, listener.owner, dialled=False)
         connection.announce()
         self._touch(connection)
-        self._table.announce(connection)
-        listener.deliver(connection)
+        self._accepted.append((connection, listener))
+        listener.coming += 1
 
     def _budget(self, node: int) -> Budget:
         """Return what all streams to a node share; it lasts as long as one of them."""
@@ -363,24 +371,74 @@ class TunnelCarrier(Carrier):
     def _settle(self) -> None:
         """End a turn: let the connections touched say what they have to say, then send what they have to send.
 
-        In this order, because whoever listens may answer at once, and an answer carries the acknowledgment.
+        In this order, because whoever listens may answer at once, and an answer carries the acknowledgment. What cannot
+        lead to an answer waits until the packets have left: somebody waits for these.
         """
-        if not self._touched and not self._datagrams:
+        if not (self._touched or self._datagrams or self._accepted):
             return
         with self._tunnel.turn():
             if self._datagrams:
                 self._send_datagrams()
-            while self._touched:
+            while self._touched or self._accepted:
                 touched = self._touched
                 for connection in touched:  # it may grow meanwhile
-                    if connection.machine.events or connection.machine.state is not connection.followed:
+                    machine = connection.machine
+                    if machine.events and machine.state is MachineState.ESTABLISHED:
                         self._tell(connection)
                 self._touched = []
                 for connection in touched:
                     connection.touched = False
-                now = trio.current_time()
+                self._send_all(touched)
                 for connection in touched:
-                    self._advance(connection, now)
+                    self._look_after(connection)
+                if self._accepted:
+                    self._hand_over()
+
+    def _send_all(self, connections: Sequence[RemoteConnection]) -> None:
+        """Send what stream machines have to send; packets in a row to one node go to the tunnel together."""
+        now = self._clock()
+        to, out = 0, list[bytes]()
+        for connection in connections:
+            packets = connection.machine.packets_to_send(now)
+            if packets:
+                node = connection.remote.address.node
+                if out and node != to:
+                    self._send(to, out)
+                    out = []
+                to = node
+                out += packets
+        if out:
+            self._send(to, out)
+            self._tunnel.flush()
+
+    def _send(self, node: int, packets: Sequence[bytes]) -> None:
+        try:
+            self._tunnel.send_packets(node, packets)
+        except TunnelError as exc:
+            # A segment has a number and is sent again; what ends a dial ends it by its own clock.
+            _log.debug("packets not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
+
+    def _look_after(self, connection: RemoteConnection) -> None:
+        """Tell of a machine whose packets have left what nobody could answer, and arm its timer."""
+        machine = connection.machine
+        if machine.events or machine.state is not connection.followed:
+            self._tell(connection)
+        state = machine.state
+        if state is MachineState.CLOSED:
+            self._forget(connection)
+        elif state is not MachineState.SYN_SENT:  # the dial's business
+            deadline = machine.next_deadline()
+            if state is MachineState.TIME_WAIT:
+                deadline = (deadline // TIME_WAIT_STEP + 1) * TIME_WAIT_STEP
+            connection.timer.arm(deadline)
+
+    def _hand_over(self) -> None:
+        """Tell listeners of the streams that were accepted in this turn."""
+        accepted, self._accepted = self._accepted, []
+        for connection, listener in accepted:
+            listener.coming -= 1
+            self._table.announce(connection)
+            listener.deliver(connection)
 
     def _touch(self, connection: RemoteConnection) -> None:
         """Have a connection advanced when the turn ends."""
@@ -417,27 +475,6 @@ class TunnelCarrier(Carrier):
             with self.turn:
                 self._touch(connection)
 
-    def _advance(self, connection: RemoteConnection, now: float) -> None:
-        """The only way on for a stream machine: its packets to the tunnel, its events to whoever waits, its deadline."""
-        machine, node = connection.machine, connection.remote.address.node
-        packets = machine.packets_to_send(now)
-        try:
-            if packets:
-                self._tunnel.send_packets(node, packets)
-        except TunnelError as exc:
-            # A segment has a number and is sent again; what ends a dial ends it by its own clock.
-            _log.debug("packet not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
-        if machine.events or machine.state is not connection.followed:
-            self._tell(connection)
-        state = machine.state
-        if state is MachineState.CLOSED:
-            self._forget(connection)
-        elif state is not MachineState.SYN_SENT:  # the dial's business
-            deadline = machine.next_deadline()
-            if state is MachineState.TIME_WAIT:
-                deadline = (deadline // TIME_WAIT_STEP + 1) * TIME_WAIT_STEP
-            connection.timer.arm(deadline)
-
     def _forget(self, connection: RemoteConnection) -> None:
         connection.timer.cancel()
         if self._connections.get(_key(connection)) is connection:
@@ -451,9 +488,6 @@ class TunnelCarrier(Carrier):
             self._open_to[node] = left
         elif self._open_to.pop(node, None) is not None:
             self._tunnel.set_in_use(node, False)
-
-    def _follow(self, connection: Connection, old: ConnState) -> None:
-        self._table.follow(connection, old)
 
 
 def _key(connection: Connection) -> _Key:

@@ -34,19 +34,11 @@ class ConnState(Enum):
 
     __hash__ = object.__hash__  # members are singletons, and the usual one is a call of Python at every look-up
 
-    @property
-    def active(self) -> bool:
+    def __init__(self, text: str) -> None:
+        self.active: Final = text not in {"CLOSED", "TIME_WAIT"}
         """Whether limits and counters include a connection in this state."""
-        return self not in _INACTIVE
-
-    @property
-    def ended(self) -> bool:
+        self.ended: Final = text not in {"SYN_SENT", "SYN_RECV", "ESTABLISHED"}
         """Whether nothing more can be written in this state, now or later."""
-        return self not in _OPEN
-
-
-_INACTIVE = frozenset({ConnState.CLOSED, ConnState.TIME_WAIT})
-_OPEN = frozenset({ConnState.SYN_SENT, ConnState.SYN_RECV, ConnState.ESTABLISHED})
 
 
 StateHook = Callable[["Connection", ConnState], None]
@@ -176,9 +168,13 @@ class Connection(abc.ABC):
                 await self._readers.park()
 
     def attach(self, consumer: Consumer) -> None:
-        """Call `consumer` now and whenever `receive_nowait` has something new to say; no task receives from then on."""
+        """Call `consumer` whenever `receive_nowait` has something new to say; no task receives from then on.
+
+        If it has something to say already, it is called at once.
+        """
         self._consumer = consumer
-        consumer()
+        if self.has_input:
+            consumer()
 
     def detach(self) -> None:
         """Call it no more. Whoever has seen the end of the stream does this."""
@@ -195,7 +191,8 @@ class Connection(abc.ABC):
         old, self._state = self._state, state
         self._on_state(self, old)
         self._wake_readers()
-        self._wake_writers()
+        if self._writers is not None:
+            self._wake_writers()
 
     def _wake_readers(self) -> None:
         if self._consumer is not None:

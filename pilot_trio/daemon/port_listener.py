@@ -20,6 +20,7 @@ class PortListener:
     def __init__(self, port: Port, owner: Hashable, on_close: Callable[[PortListener], None]) -> None:
         self.port: Final = port
         self.owner: Final = owner
+        self.coming = 0  # connections that were accepted, and will be delivered before anything else happens
         self._on_close = on_close
         self._backlog: deque[Connection] = deque()
         self._consumer: Callable[[], None] | None = None
@@ -69,10 +70,13 @@ class PortListener:
     @property
     def full(self) -> bool:
         """Whether another connection would exceed the backlog."""
-        return len(self._backlog) >= ACCEPT_BACKLOG_MAX
+        return len(self._backlog) + self.coming >= ACCEPT_BACKLOG_MAX
 
     def deliver(self, connection: Connection) -> None:
         """Put a new connection in the queue; the caller has asked `full`."""
+        if self._closed:
+            connection.reset()
+            return
         self._backlog.append(connection)
         if self._consumer is not None:
             self._consumer()

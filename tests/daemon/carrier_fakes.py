@@ -74,7 +74,7 @@ class FakeTunnel:
         if self.has_keys.is_set():
             self._out.append((node, packet))
         if not self._turns:
-            self._flush()
+            self.flush()
 
     def send_packets(self, node: int, packets: Sequence[bytes], /, *, salvage: bool = False) -> None:
         with self.turn():
@@ -89,9 +89,9 @@ class FakeTunnel:
         finally:
             self._turns -= 1
             if not self._turns:
-                self._flush()
+                self.flush()
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
         out, self._out = self._out, []
         if out:
             self.wire.carry(self.node, out)
