@@ -118,7 +118,9 @@ class TunnelCarrier(Carrier):
         self._given_up: GivenUp[_Key] = GivenUp()
         self._open_to: dict[int, int] = {}  # {node: connections that are not finished}
         self._touched: list[RemoteConnection] = []  # to be advanced when the turn ends; each knows that it is in here
-        self._accepted: list[tuple[RemoteConnection, PortListener]] = []  # in this turn; their listeners do not know yet
+        self._accepted: list[
+            tuple[RemoteConnection, PortListener]
+        ] = []  # in this turn; their listeners do not know yet
         self._datagrams: dict[int, list[bytes]] = {}  # {node: encoded ones taken in this turn}
         self._nursery: trio.Nursery | None = None
         self.turn: Final = Turn(self._settle)

@@ -60,9 +60,11 @@ class TunnelLoop:
         self._deliver = deliver
         self._known_as: tuple[object, object] = (None, None)
         self._timer = self.timers.timer(self._on_due)
+        self._clock: Callable[[], float] = trio.current_time
 
     async def run(self) -> None:
         """Receive, repeat and keep alive until cancelled."""
+        self._clock = trio.lowlevel.current_clock().current_time  # half the calls of Trio's function
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.timers.run)
             nursery.start_soon(self._socket.send_queued)
@@ -119,10 +121,11 @@ class TunnelLoop:
     def _receive(self, batch: Sequence[tuple[bytes, Addr]]) -> None:
         with self.turn:
             self.take_on_identity()
-            self._hand_up(self._machine.receive_datagrams(batch, trio.current_time()))
+            self._hand_up(self._machine.receive_datagrams(batch, self._clock()))
 
     def _hand_up(self, received: list[Received]) -> None:
-        self._follow_events()  # first: a peer that has restarted may dial in the same batch
+        if self._machine.events:
+            self._follow_events()  # first: a peer that has restarted may dial in the same batch
         if received:
             self._deliver(received)
 
@@ -143,14 +146,13 @@ class TunnelLoop:
         """Follow every turn: send, act on what the machine says and on what comes of that, arm the timer."""
         self.turns += 1
         self.flush()
-        while self._follow_events():
+        while self._machine.events:
+            self._follow_events()
             self.flush()
         self._timer.arm(self._machine.next_deadline())
 
-    def _follow_events(self) -> bool:
-        """Act on all that the machine says; return True if there was anything."""
-        any_event = False
-        while (event := self._machine.next_event()) is not None:
-            any_event = True
-            self._act(event)
-        return any_event
+    def _follow_events(self) -> None:
+        """Act on all that the machine says."""
+        said = self._machine.events
+        while said:
+            self._act(said.popleft())

@@ -7,6 +7,7 @@ acts on `next_event` until there is none, and sets its timer to `next_deadline`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
@@ -68,6 +69,10 @@ class TunnelMachine:
         self._sealed = SealedPackets(self._core, self._exchanges, succession)
         self._inbound = Inbound(self._core, self._exchanges, self._key_frames, self._sealed)
         self._outbound = Outbound(self._core, self._exchanges)
+        self.events: deque[Event] = self._core.events
+        """What the shell has to act upon, oldest first; it takes out what it has seen."""
+        self.next_deadline: Callable[[], float] = self._upkeep.next_deadline
+        """Returns when `handle_timeout` is next needed; `math.inf` if never."""
 
     # --- what the shell tells ----------------------------------------------------------------------------------------
 
@@ -230,10 +235,6 @@ class TunnelMachine:
     def handle_timeout(self, now: float) -> None:
         """Do what is due. Calling it early is harmless."""
         self._upkeep.run(now)
-
-    def next_deadline(self) -> float:
-        """Return when `handle_timeout` is next needed; `math.inf` if never."""
-        return self._upkeep.next_deadline()
 
     def next_event(self) -> Event | None:
         """Return the next event, or None."""

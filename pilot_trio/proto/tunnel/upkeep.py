@@ -55,9 +55,13 @@ class Upkeep:
                 if peer is not None:
                     self._schedule(peer, self._due_at(peer, max(peer.frame_at, peer.used_at)))
             core.touched.clear()
-        while heap and not self._counts(*heap[0]):
+        while heap:
+            due_at, node = heap[0]
+            peer = core.peers.get(node)
+            if peer is not None and peer.due_at == due_at:
+                return due_at
             heappop(heap)
-        return heap[0][0] if heap else inf
+        return inf
 
     def run(self, now: float) -> None:
         """Do what is due."""
@@ -70,10 +74,6 @@ class Upkeep:
             if node in peers:
                 due_at = self._due_at(peer, now)
                 self._schedule(peer, due_at if due_at > now else now + OVERDUE_GAP)
-
-    def _counts(self, due_at: float, node: int) -> bool:
-        peer = self._core.peers.get(node)
-        return peer is not None and peer.due_at == due_at
 
     def _schedule(self, peer: Peer, due_at: float) -> None:
         if due_at < peer.due_at:
