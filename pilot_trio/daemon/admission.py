@@ -87,16 +87,15 @@ class Admission:
         """Let a node dial this one to answer, for the time of the reply window (§3.3.1), though it is a private one."""
         self.replies.note(node, trio.current_time())
 
-    def on_syn(self, node: int, packet: Packet) -> None:
+    def on_syn(self, node: int, packet: Packet, now: float) -> None:
         """Decide about a SYN that is for no stream there is."""
         port = packet.destination_port
-        now = trio.current_time()
         if not self._table.listens(port):
             self._reset(node, packet)
         elif self._state.public or self._trust.admits(node) or self.replies.admits(node, port, now):
-            self._admit(node, packet)
+            self._admit(node, packet, now)
         else:
-            self._ask_then(node, port, lambda: self._admit(node, packet), "syn.rejected", packet)
+            self._ask_then(node, port, lambda: self._admit(node, packet, trio.current_time()), "syn.rejected", packet)
 
     def admits_datagrams(self, node: int) -> bool:
         """Say whether a node's datagrams are delivered without asking anybody."""
@@ -127,12 +126,12 @@ class Admission:
             data = {"dst_port": packet.destination_port, "reason": "untrusted", "src_addr": str(packet.source)}
             self._events.publish(topic, data)
 
-    def _admit(self, node: int, packet: Packet) -> None:
+    def _admit(self, node: int, packet: Packet, now: float) -> None:
         network, port = packet.destination.network, packet.destination_port
         if not self._state.port_allowed(network, port):
             self._events.publish("syn.port_rejected", {"dst_port": port, "src_addr": str(packet.source)})
             return
-        if not self._syns.admits(node, trio.current_time()):
+        if not self._syns.admits(node, now):
             self._events.publish("security.syn_rate_limited", {"dst_port": port, "src_node_id": node})
             return
         try:

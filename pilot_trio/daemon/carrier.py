@@ -196,11 +196,12 @@ class TunnelCarrier(Carrier):
 
     def _dial(self, address: Address, port: Port, owner: Hashable, done: Opened) -> Dial:
         node = address.node
-        self.admission.expect_reply(node)
+        now = self._clock()
+        self.admission.replies.note(node, now)
         source = self._ports.allocate()
         local = SocketAddress(self._state.address_in(address.network), source)
         remote = SocketAddress(address, port)
-        machine = Machine.dialling(local, remote, trio.current_time(), self._settings, self._budget(node))
+        machine = Machine.dialling(local, remote, now, self._settings, self._budget(node))
         connection = self._add(machine, owner, dialled=True)
 
         def count_and_tell(outcome: Connection | DialError) -> None:
@@ -271,7 +272,7 @@ class TunnelCarrier(Carrier):
                     key = (packet.destination_port, packet.source, packet.source_port)
                     connection = self._connections.get(key)
                     if packet.flags & (SYN | ACK) == SYN and (connection is None or _gives_way(connection)):
-                        self.admission.on_syn(node, packet)
+                        self.admission.on_syn(node, packet, now)
                     elif connection is not None:
                         while at < end and _goes_on(packet, batch[at][1]):
                             at += 1
@@ -326,7 +327,7 @@ class TunnelCarrier(Carrier):
                 connection.repeat_now()
 
     def _accept(self, node: int, syn: Packet, listener: PortListener) -> None:
-        machine = Machine.accepting(syn, trio.current_time(), self._settings, self._budget(node))
+        machine = Machine.accepting(syn, self._clock(), self._settings, self._budget(node))
         connection = self._add(machine, listener.owner, dialled=False)
         connection.announce()
         self._touch(connection)
@@ -360,6 +361,7 @@ class TunnelCarrier(Carrier):
             dialled=dialled,
             on_state=self._on_state,
             pump=self._on_input,
+            clock=self._clock,
             timers=self._timers,
         )
         self._connections[_key(connection)] = connection

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Final, Protocol, final
 
-import trio
-
 from pilot_trio.daemon.connection import Connection, ConnState
 from pilot_trio.daemon.remote_stream import RemoteConnection
 from pilot_trio.daemon.streams import Opened
@@ -79,7 +77,7 @@ class Dial:
     def start_clock(self) -> None:
         """Repeat the SYN from now on. While there is no key it waits in the tunnel's queue, and repeating it is no use."""
         if self._done is not None:
-            self._connection.timer.arm(trio.current_time() + SYN_TIMEOUTS[0])
+            self._connection.start_timer(SYN_TIMEOUTS[0])
 
     def cancel(self) -> None:
         """End the dial, if it is not over, leaving nothing; the outcome is `DialCancelled`. The peer has seen a SYN at most."""
@@ -99,7 +97,7 @@ class Dial:
         if attempt == 1:
             paths.doubt(node)  # it may have restarted elsewhere, and packets to where it was are lost without a word
         self._connection.repeat_syn()
-        self._connection.timer.arm(now + SYN_TIMEOUTS[attempt])
+        self._connection.start_timer(SYN_TIMEOUTS[attempt])
 
     def _on_answer(self) -> None:
         connection = self._connection

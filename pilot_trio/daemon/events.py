@@ -5,7 +5,7 @@ Publishing never waits and never fails: a subscriber whose queue is full loses t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 SUBSCRIBERS_MAX: Final = 64  # in-process parts that listen; a larger number means that one forgets to leave
@@ -35,6 +35,10 @@ class EventBus:
     def hears(self, topic: str) -> bool:
         """Say whether anybody listens to a topic. Ask before data is put together for what happens often."""
         return topic in self._heard or "" in self._heard
+
+    def hears_any(self, topics: Iterable[str]) -> bool:
+        """Say whether anybody listens to one of some topics."""
+        return "" in self._heard or not self._heard.isdisjoint(topics)
 
     def publish(self, topic: str, data: dict[str, Any] | None = None) -> None:
         """Tell every listener. Costs next to nothing without listeners."""

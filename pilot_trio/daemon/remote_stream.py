@@ -45,6 +45,7 @@ class RemoteConnection(Connection):
         dialled: bool,
         on_state: StateHook,
         pump: Pump,
+        clock: Callable[[], float],
         timers: Timers,
     ) -> None:
         super().__init__(conn_id, machine.local, machine.remote, owner=owner, dialled=dialled, on_state=on_state)
@@ -56,6 +57,7 @@ class RemoteConnection(Connection):
         self.forgotten = False  # the carrier's tables have nothing of it any more
         self.timer: Final = timers.timer(self._on_due)
         self._pump = pump
+        self._clock = clock
         self.followed = State.SYN_SENT  # the machine's state that was acted upon last
         self._closed_here = False
         self._broke = False  # the end came before the peer's was reached
@@ -75,6 +77,10 @@ class RemoteConnection(Connection):
     @property
     def bytes_received(self) -> int:
         return self.machine.bytes_received
+
+    def start_timer(self, seconds: float) -> None:
+        """Have `on_unanswered` called after so many seconds."""
+        self.timer.arm(self._clock() + seconds)
 
     def repeat_now(self) -> None:
         """Send again now what waits for a timeout: the path was dead and is no more."""
@@ -157,7 +163,7 @@ class RemoteConnection(Connection):
     def close(self) -> None:
         if not self._closed_here:
             self._closed_here = True
-            self.machine.close(trio.current_time())
+            self.machine.close(self._clock())
             self._pump(self)
             self._wake_readers()
             self._wake_writers()

@@ -317,7 +317,8 @@ class StreamTable:
                 del self._live[connection.owner]
         if new is ConnState.TIME_WAIT:
             self._wait(connection)
-            self._recycle()
+            if len(self._waiting[True]) > FINISHED_LOCAL_ROWS_MAX:
+                self._recycle()
         elif new is ConnState.CLOSED:
             self._drop(connection)
         if old is ConnState.ESTABLISHED and new.ended:
@@ -360,7 +361,7 @@ class StreamTable:
     def announce(self, connection: Connection) -> None:
         """Publish that a peer has opened a stream."""
         events = self._events
-        if not (events.hears("conn.syn_received") or events.hears("conn.established")):
+        if not events.hears_any(("conn.syn_received", "conn.established")):
             return
         data = {
             "conn_id": connection.conn_id,
@@ -377,7 +378,7 @@ class StreamTable:
         topics.append("conn.rst" if connection.state is ConnState.CLOSED else "conn.fin")
         if connection.dialled and connection.remote.port == DATA_EXCHANGE and connection.bytes_received:
             topics.append("file.delivered")
-        if not any(events.hears(topic) for topic in topics):
+        if not events.hears_any(topics):
             return
         data = {
             "conn_id": connection.conn_id,

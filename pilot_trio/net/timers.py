@@ -93,6 +93,7 @@ class Timers:
         self._numbers = count()  # equal deadlines come in the order of arming
         self._dead = 0  # wake-ups in the heap whose timers were cancelled
         self._scope: trio.CancelScope | None = None
+        self._wakes_at = -inf  # the scope's deadline; -inf while it is being thought of
         self.defects = 0  # callbacks that raised
         self._of_a_timer = self._push, self._note_cancelled  # bound once: every timer holds them
 
@@ -118,9 +119,10 @@ class Timers:
                 if at <= now:
                     await trio.lowlevel.checkpoint()
                     continue
+            self._wakes_at = at
             with trio.CancelScope(deadline=at) as self._scope:
                 await trio.sleep_forever()
-            self._scope = None
+            self._wakes_at = -inf
 
     def _run_due(self, now: float) -> None:
         for _ in range(DUE_MAX):
@@ -155,8 +157,8 @@ class Timers:
 
     def _push(self, at: float, timer: Timer) -> None:
         heapq.heappush(self._heap, (at, next(self._numbers), timer))
-        if self._scope is not None and at < self._scope.deadline:
-            self._scope.deadline = at
+        if at < self._wakes_at and self._scope is not None:
+            self._wakes_at = self._scope.deadline = at
 
     def _note_cancelled(self, wakes: int) -> None:
         """Throw out the wake-ups of cancelled timers once they are the majority: short streams have long timeouts."""

@@ -12,6 +12,7 @@ SYN_BURST_PER_SOURCE: Final = 64  # SYNs; protocol §3.3
 SYN_SOURCES_MAX: Final = 4096  # nodes tracked; protocol §3.3
 SYN_SOURCE_IDLE: Final = 10.0  # seconds after which an unused bucket is forgotten; protocol §3.3
 REPLY_WINDOW: Final = 300.0  # seconds in which a peer that we contacted may answer on its own; protocol §3.3.1
+REPLY_GRAIN: Final = 0.1  # seconds; to less than this nobody will ever see a difference
 REPLY_PEERS_MAX: Final = 4096  # peers that may; protocol §3.3.1
 REPLY_PORTS: Final = frozenset({1001, 444})  # where they may: data exchange and trust; protocol §3.3.1
 
@@ -42,6 +43,8 @@ class ReplyWindow:
 
     def note(self, node: int, now: float) -> None:
         """Remember that we contacted a node. When the table is full of live entries, it is not remembered."""
+        if self._until.get(node, now) > now + REPLY_WINDOW - REPLY_GRAIN:
+            return  # noted a moment ago: a short dial costs less than this table would
         while self._until and next(iter(self._until.values())) <= now:
             self._until.popitem(last=False)
         if node in self._until:

@@ -220,11 +220,11 @@ class Connection:
             if self._sender.peer_is_reference:
                 self._receiver.owe()
             else:
-                self._receiver.owe_later(now)  # our kind was established before; what we say first will say it, too
+                self._receiver.owe_some_day(now)  # our kind was established before it answered
             self.events.append(Event.OPENED)
 
     def _synchronise(self, packet: Packet, now: float) -> None:
-        self._receiver = Receiver(seq_add(packet.seq, 1))
+        self._receiver.data.position = seq_add(packet.seq, 1)
         self._sender.open_window(packet.window)
         self._liveness.start(now)
 
@@ -251,7 +251,8 @@ class Connection:
     def _accept_fin(self, seq: int, now: float, *, answer: bool = True) -> None:
         """There is no half-close: what was not sent will not be, and what was sent is the peer's to keep."""
         self._sender.stop()
-        self._receiver.data.discard_early()
+        if self._receiver.data.has_gap:
+            self._receiver.data.discard_early()
         self._receiver.settle()
         if answer:
             self._outbox.put(FIN | ACK, seq=self._next_seq, ack=seq_add(seq, 1))

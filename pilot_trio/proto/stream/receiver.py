@@ -12,6 +12,7 @@ from pilot_trio.proto.stream.settings import (
     QUICK_ACKS,
     RECEIVE_SLOTS,
     SEGMENT,
+    SYN_TIMEOUT,
     WINDOW_UPDATE_BELOW,
 )
 
@@ -66,16 +67,16 @@ class Receiver:
         elif self._quick_acks:
             self._quick_acks -= 1
             self.owe()
-        elif self.ack_at == inf:
+        elif self.ack_at > now + ACK_DELAY:
             self.ack_at = now + ACK_DELAY
 
     def owe(self) -> None:
         """Owe an acknowledgment, if none is owed yet."""
         self.owed = self.owed or 1
 
-    def owe_later(self, now: float) -> None:
-        """Owe an acknowledgment that may wait for something to travel with."""
-        self.ack_at = now + ACK_DELAY
+    def owe_some_day(self, now: float) -> None:
+        """Owe an acknowledgment that nobody waits for: it may travel with whatever comes next."""
+        self.ack_at = now + SYN_TIMEOUT  # when there is a timer anyway
 
     def steps(self) -> list[int]:
         """Return the positions on the way to what is to be acknowledged that a reference sender wants to hear of.
@@ -140,7 +141,8 @@ class Receiver:
     def close(self) -> None:
         """Discard what is there and what comes: nobody will read it."""
         self.is_open = False
-        self.data.discard()
+        if self.data.queued_bytes or self.data.has_gap:
+            self.data.discard()
 
     def row(self) -> dict[str, Any]:
         """Return this half's part of the connection list's row; clients are told the window in units of 4096."""

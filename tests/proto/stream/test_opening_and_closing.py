@@ -24,7 +24,7 @@ def test_our_own_kind_gets_the_acknowledgment_of_its_answer_with_the_first_data_
     script.gets("SYN|ACK 0 1 4096")
     script.sends_nothing()
     script.happened(Event.OPENED)
-    script.sends_until(1.0, (0.005, "ACK 1 1 4096"))
+    script.sends_until(1.0, (0.25, "ACK 1 1 4096"))
     script = dialling()
     script.gets("SYN|ACK 0 1 4096")
     script.writes(b"hello")
