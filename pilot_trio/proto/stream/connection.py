@@ -192,7 +192,8 @@ class Connection:
             self.segments_received += taken
             self.bytes_received += size
             self._receiver.on_run(taken, now)
-            self._announce_readable()
+            if not self.events or self.events[-1] is not Event.READABLE:
+                self.events.append(Event.READABLE)
         return taken
 
     def receive_packet(self, packet: Packet, now: float) -> None:
@@ -263,9 +264,7 @@ class Connection:
         self._wake_writer()
 
     def _on_ack_or_data(self, packet: Packet, now: float) -> None:
-        liveness = self._liveness
-        quiet = liveness.quiet(now)
-        liveness.on_heard(now)
+        quiet = self._liveness.on_heard(now)
         payload = packet.payload
         blocks = sack.decode(payload) if payload.startswith(sack.MAGIC) else None
         if blocks:
@@ -279,7 +278,8 @@ class Connection:
         if sender.snd_una != una:
             if self.state is State.FIN_WAIT:
                 self._closing.on_progress(now, self.settings.time_wait)
-            self._wake_writer()
+            if self._write_blocked:
+                self._wake_writer()
         if not bare:
             self._on_data(packet, now)
         elif not payload and not news:
@@ -292,17 +292,14 @@ class Connection:
         before = data.position
         if self._receiver.on_segment(packet.seq, packet.payload, now):
             self.bytes_received += data.position - before
-            self._announce_readable()
+            if not self.events or self.events[-1] is not Event.READABLE:
+                self.events.append(Event.READABLE)  # one for all that a batch brings
         peer_fin = self._closing.peer_fin
         if peer_fin is not None:
             if seq_leq(peer_fin, data.rcv_nxt):
                 self._accept_fin(peer_fin, now)
             else:
                 self._closing.hold(peer_fin, now)
-
-    def _announce_readable(self) -> None:
-        if not self.events or self.events[-1] is not Event.READABLE:
-            self.events.append(Event.READABLE)  # one for all that a batch brings
 
     def _maybe_answer_probe(self, quiet: float, now: float) -> None:
         """Answer an empty acknowledgment that brought nothing, in the two cases that cannot become a loop (§9.3, §3.5)."""
@@ -340,12 +337,12 @@ class Connection:
         if not runs:
             return
         receiver = self._receiver
-        ack, window = receiver.data.rcv_nxt, receiver.window_field()
+        ack, window = receiver.data.position & _MASK, receiver.window_field()
         for run in runs:
             if run.transmissions == 1:
                 self.bytes_sent += run.size
             out += self._outbox.segments(run.data, run.segment, run.start & _MASK, ack, window)
-        self._liveness.on_sent_data(now)
+        self._liveness.active_at = now
         if not receiver.data.has_gap:
             # It carries the acknowledgment, but no report of what lies beyond a gap.
             receiver.settle_with_data(now, own_kind=not self._sender.peer_is_reference)

@@ -31,14 +31,14 @@ class Verdict(Enum):
 class Liveness:
     """`check_at` is its deadline; `inf` until armed and after it was stopped."""
 
-    __slots__ = ("_active_at", "_answered_at", "_probe_after", "_probes", "_settings", "check_at", "heard_at")
+    __slots__ = ("_answered_at", "_probe_after", "_probes", "_settings", "active_at", "check_at", "heard_at")
 
     def __init__(self, settings: StreamSettings, now: float) -> None:
         self._settings = settings
         self._probe_after = settings.keepalive + KEEPALIVE_PATIENCE  # seconds of quiet
         self.heard_at = now  # last packet from the peer
         self.check_at = inf
-        self._active_at = now  # last packet from the peer, or data to it
+        self.active_at = now  # last packet from the peer, or data to it; whoever sends data moves it
         self._answered_at = -inf
         self._probes = 0  # sent since anything was heard
 
@@ -47,18 +47,16 @@ class Liveness:
         self.on_heard(now)
         self.check_at = now + min(self._probe_after, self._settings.idle_timeout)
 
-    def on_heard(self, now: float) -> None:
-        """Note a packet from the peer."""
-        self.heard_at = self._active_at = now
+    def on_heard(self, now: float) -> float:
+        """Note a packet from the peer.
+
+        Returns:
+          How long nothing was heard before it, 0 if a probe was out: whatever arrives then is its answer, not a question.
+        """
+        quiet = 0.0 if self._probes else now - self.heard_at
+        self.heard_at = self.active_at = now
         self._probes = 0
-
-    def on_sent_data(self, now: float) -> None:
-        """Note data leaving."""
-        self._active_at = now
-
-    def quiet(self, now: float) -> float:
-        """Return how long nothing was heard, 0 if a probe is out: whatever arrives then is its answer, not a question."""
-        return 0.0 if self._probes else now - self.heard_at
+        return quiet
 
     def may_answer(self, quiet: float, now: float) -> bool:
         """Say whether an empty acknowledgment after `quiet` seconds may be answered, so that answers never answer answers."""
@@ -72,10 +70,10 @@ class Liveness:
         """Look at the clock and re-arm it."""
         # Compared as sums, as the deadlines are made: a difference may round the other way and never come due.
         settings = self._settings
-        if now >= self._active_at + settings.idle_timeout:
+        if now >= self.active_at + settings.idle_timeout:
             return Verdict.IDLE
-        if now < self._active_at + self._probe_after:
-            self.check_at = self._active_at + min(self._probe_after, settings.idle_timeout)
+        if now < self.active_at + self._probe_after:
+            self.check_at = self.active_at + min(self._probe_after, settings.idle_timeout)
             return Verdict.ALIVE
         if self._probes >= KEEPALIVE_PROBES:
             return Verdict.DEAD

@@ -97,7 +97,8 @@ class Receiver:
     def settle(self) -> None:
         """Note that everything owed has been said."""
         self.owed = self._unacknowledged = 0
-        self.data.boundaries.clear()
+        if self.data.boundaries:
+            self.data.boundaries.clear()
         self.ack_at = inf
 
     def settle_with_data(self, now: float, *, own_kind: bool) -> None:
@@ -129,7 +130,8 @@ class Receiver:
 
     def window_field(self) -> int:
         """Return the window to advertise in the packet that is being made."""
-        self.advertised = self.data.window
+        data = self.data
+        self.advertised = data.window if data.queued_bytes else RECEIVE_SLOTS
         return self.advertised
 
     def has_better_news(self) -> bool:

@@ -38,12 +38,16 @@ class RttEstimator:
             self.srtt, self.rttvar = rtt, rtt / 2
         else:
             # (2.3) RTTVAR <- 3/4 RTTVAR + 1/4 |SRTT - R'|, SRTT <- 7/8 SRTT + 1/8 R'; in this order
-            self.rttvar += (abs(self.srtt - rtt) - self.rttvar) / 4
-            self.srtt += (rtt - self.srtt) / 8
+            off = rtt - self.srtt
+            self.rttvar += ((off if off > 0.0 else -off) - self.rttvar) / 4
+            self.srtt += off / 8
         # (2.4) and (2.5): the floor and the ceiling are the protocol's
-        self.rto = min(RTO_MAX, max(RTO_MIN, self.srtt + max(GRANULARITY, 4 * self.rttvar)))
+        rto = self.srtt + max(GRANULARITY, 4 * self.rttvar)
+        self.rto = RTO_MIN if rto < RTO_MIN else min(RTO_MAX, rto)
         if now - self._window_start > MIN_RTT_WINDOW:
             # The old value goes by a whole window of samples, not by the one that happens to come first.
             self.min_rtt, self._recent_min, self._window_start = min(self._recent_min, rtt), rtt, now
-        self._recent_min = min(self._recent_min, rtt)
-        self.min_rtt = min(self.min_rtt, rtt)
+        if rtt < self._recent_min:
+            self._recent_min = rtt
+        if rtt < self.min_rtt:
+            self.min_rtt = rtt

@@ -197,7 +197,7 @@ def test_the_handshake_has_the_recorded_numbers() -> None:
     link.pump(0)
     link.run(lambda: link.a.state is State.ESTABLISHED, 1)
     link.pump(0)
-    link.settle(0.02)
+    link.settle(0.3)
     (_, _, syn), (_, _, syn_ack), *_, (_, _, last) = link.sent
     assert (syn.flags, syn.seq, syn.ack) == (SYN, 0, 0)
     assert (syn_ack.flags, syn_ack.seq, syn_ack.ack) == (SYN | ACK, 0, 1)
