@@ -31,6 +31,7 @@ from pilot_trio.wire import sack
 from pilot_trio.wire.packet import ACK, FIN, RST, SYN, Packet
 
 _MASK: Final = 0xFFFF_FFFF
+_SPENT: Final = Receiver(0, is_open=False)  # of all streams whose end was reached and whose bytes were read
 
 
 class Connection:
@@ -262,6 +263,8 @@ class Connection:
         self._closing.expire(now + self.settings.time_wait)
         self._end_receiving()
         self._wake_writer()
+        if not self._receiver.data.queued_bytes:
+            self._receiver = _SPENT  # rows stay for ten seconds, and short streams make thousands of them
 
     def _on_ack_or_data(self, packet: Packet, now: float) -> None:
         quiet = self._liveness.on_heard(now)

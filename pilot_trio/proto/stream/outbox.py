@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import final
+
 from pilot_trio.address import SocketAddress
 from pilot_trio.wire.packet import SYN, Flow
 
 
-class Outbox:
+@final
+class Outbox(Flow):
     """Answers and closing packets wait here until the shell asks; data does not, it is made when it may leave.
 
     Args:
@@ -14,11 +17,10 @@ class Outbox:
       remote: the other one.
     """
 
-    __slots__ = ("_answers_first", "_waiting", "packet", "segments")
+    __slots__ = ("_answers_first", "_waiting")
 
     def __init__(self, local: SocketAddress, remote: SocketAddress) -> None:
-        flow = Flow(local, remote)
-        self.packet, self.segments = flow.packet, flow.segments
+        super().__init__(local, remote)
         self._waiting: list[bytes] = []
         self._answers_first = False
 

@@ -35,9 +35,9 @@ class Receiver:
         "owed",
     )
 
-    def __init__(self, rcv_nxt: int) -> None:
+    def __init__(self, rcv_nxt: int, *, is_open: bool = True) -> None:
         self.data = Reassembly(rcv_nxt)
-        self.is_open = True  # someone may still read what arrives
+        self.is_open = is_open  # someone may still read what arrives
         self.owed = 0  # acknowledgments; more than one where the sender counts duplicates
         self.ack_at = inf
         self.advertised = RECEIVE_SLOTS  # the window that the peer was told last

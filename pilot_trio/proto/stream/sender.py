@@ -37,6 +37,8 @@ TLP_MIN: Final = 0.01  # seconds; a tail is probed no sooner, so that delayed ac
 TLP_ROUND_TRIPS: Final = 2.0  # round trips after which an unanswered tail is sent again (RFC 8985 §7.2)
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 1 << 31
+_NOTHING_WRITTEN: Final = Outgoing()  # of all streams that have ended
+_NOTHING_OUT: Final = SendQueue()
 
 
 class Sender:
@@ -450,8 +452,7 @@ class Sender:
         if self._size_probe is not None:
             self._size_probe = None
             self._budget.segment_size.on_probe_given_up()
-        self.outgoing.clear()
-        self.queue = SendQueue()
+        self.outgoing, self.queue = _NOTHING_WRITTEN, _NOTHING_OUT
         self._count()
         self._budget.held_by_paths -= self._counted_path
         self._counted_path = 0
