@@ -318,7 +318,11 @@ class Connection:
         """Return the packets to be sent now, encoded and in order; everything is handed out once."""
         out: list[bytes] = []
         if self.state is State.ESTABLISHED or self.state is State.FIN_WAIT:
-            self._send_data(out, now)
+            sender = self._sender
+            if sender.outgoing.size or sender.queue.lost_count or not sender.snd_wnd:
+                self._send_data(out, now)
+            else:
+                sender.pace_at = inf
             if self._receiver.owed:
                 self._acknowledge(out)
             if self.state is State.FIN_WAIT and self._sender.is_idle and not self._closing.fin_is_out:
@@ -370,19 +374,19 @@ class Connection:
     def _next_seq(self) -> int:
         """Our next sequence number, which counts a FIN that has left."""
         sender = self._sender
-        position = sender.snd_nxt + (len(sender.outgoing) + 1 if self._closing.fin_is_out else 0)
+        position = sender.snd_nxt + (sender.outgoing.size + 1 if self._closing.fin_is_out else 0)
         return position & _MASK
 
     def _send_fin(self, now: float) -> None:
         sender = self._sender
         self._emit_fin()
-        sender.fin_end = sender.snd_nxt + len(sender.outgoing) + 1
+        sender.fin_end = sender.snd_nxt + sender.outgoing.size + 1
         self._closing.on_fin_sent(now, sender.rtt.rto, self.settings.time_wait)
 
     def _emit_fin(self) -> None:
         # Its number is after everything that was written, also after what has not left yet: a peer that orders its
         # FINs then knows that something is missing.
-        self._outbox.put(FIN, seq=(self._sender.snd_nxt + len(self._sender.outgoing)) & _MASK)
+        self._outbox.put(FIN, seq=(self._sender.snd_nxt + self._sender.outgoing.size) & _MASK)
 
     # --- time --------------------------------------------------------------------------------------------------------
 

@@ -16,19 +16,16 @@ _MAGIC_FIRST = MAGIC[0]
 
 
 class Outgoing:
-    """A buffer with Nagle's algorithm. `nagle_at` is the deadline of a short tail that waits for more."""
+    """A buffer with Nagle's algorithm. `size` is its bytes, `nagle_at` the deadline of a short tail that waits for more."""
 
-    __slots__ = ("_chunks", "_pushed", "_size", "_start", "nagle_at")
+    __slots__ = ("_chunks", "_pushed", "_start", "nagle_at", "size")
 
     def __init__(self) -> None:
         self._chunks: deque[bytes | bytearray] = deque()  # bytes as long as nothing is added to them
         self._start = 0  # of what is not cut yet in the first chunk
-        self._size = 0
+        self.size = 0
         self._pushed = 0  # bytes that Nagle's algorithm must not hold back
         self.nagle_at = inf
-
-    def __len__(self) -> int:
-        return self._size
 
     def append(self, data: bytes | memoryview, *, push: bool) -> None:
         """Add bytes; `push` if their tail must not wait for more."""
@@ -40,19 +37,19 @@ class Outgoing:
             last += data
         else:
             chunks.append(bytes(data))
-        self._size += len(data)
+        self.size += len(data)
         if push:
-            self._pushed = self._size
+            self._pushed = self.size
 
     def push(self) -> None:
         """Let nothing wait for more: there will not be more, or it has waited for long enough."""
-        self._pushed = self._size
+        self._pushed = self.size
         self.nagle_at = inf
 
     def clear(self) -> None:
         """Forget what was written."""
         self._chunks.clear()
-        self._start = self._size = self._pushed = 0
+        self._start = self.size = self._pushed = 0
         self.nagle_at = inf
 
     def cut(self, position: int, segments: int, now: float, *, holds_short: bool, segment: int = SEGMENT) -> Run | None:
@@ -61,24 +58,27 @@ class Outgoing:
         A short tail had better wait while an earlier short segment is on its way, whose answer will release it. Short is
         what has less than `SEGMENT` bytes, so that larger segments hold nothing back that those would not.
         """
-        full = min(self._size // segment, segments)
+        full = min(self.size // segment, segments)
         size = full * segment
-        tail, short = self._size - size, False
+        tail, short = self.size - size, False
         if full < segments and tail:
             if tail >= SEGMENT:
                 size += tail
-            elif not self._waits(tail, size, now, holds_short=holds_short):
+            elif not holds_short or not self._waits(tail, size, now):
                 size, short = size + tail, True
         if not size:
             return None
         data = self._peek(size)
         if _MAGIC_FIRST in data[::segment]:
             data, short = _without_lookalike(data, segment, short)
-        self._drop(len(data))
+        if len(data) == self.size and len(self._chunks) == 1:
+            self.clear()
+        else:
+            self._drop(len(data))
         return Run(position, data, segment=segment, short=short)
 
-    def _waits(self, tail: int, before: int, now: float, *, holds_short: bool) -> bool:
-        if not holds_short or tail <= self._pushed - before:
+    def _waits(self, tail: int, before: int, now: float) -> bool:
+        if tail <= self._pushed - before:
             return False
         if self.nagle_at == inf:
             self.nagle_at = now + NAGLE_DELAY
@@ -101,7 +101,7 @@ class Outgoing:
 
     def _drop(self, size: int) -> None:
         """Take the first bytes out."""
-        self._size -= size
+        self.size -= size
         self._pushed = max(0, self._pushed - size)
         self.nagle_at = inf
         start, chunks = self._start + size, self._chunks

@@ -154,7 +154,12 @@ class SendQueue:
                 arrived.append(run)
             if run.end >= ack:
                 break
-        del runs[:count], self._starts[:count]
+        if count == len(runs):
+            runs.clear()
+            self._starts.clear()
+            self._by_time.clear()  # nobody is interested in when they left any more
+        else:
+            del runs[:count], self._starts[:count]
         return arrived, sent_once
 
     def selectively_acknowledge(self, blocks: Sequence[Span]) -> list[Run]:

@@ -47,8 +47,8 @@ class Sender:
     __slots__ = (
         "_backoff", "_blind_below", "_budget", "_counted_flight", "_counted_path", "_probe_interval", "_silent_since",
         "_size_probe", "_tail_probed", "_timeouts", "congestion", "duplicate_acks", "fast_retransmits", "fin_end", "loss_at",
-        "outgoing", "pace_at", "probe_at", "queue", "retransmit_at", "retransmits", "rtt", "snd_nxt", "snd_una", "snd_wnd",
-        "window_max",
+        "outgoing", "pace_at", "peer_is_reference", "probe_at", "queue", "retransmit_at", "retransmits", "rtt", "snd_nxt",
+        "snd_una", "snd_wnd",
     )  # fmt: skip
 
     def __init__(self, budget: Budget, now: float) -> None:
@@ -59,7 +59,7 @@ class Sender:
         self.snd_una = self.snd_nxt = 1  # positions; the SYN was 0: every connection starts there
         self.fin_end = 0  # position after a FIN that has left
         self.snd_wnd = 0  # segments
-        self.window_max = 0  # the largest window that the peer has advertised; tells its kind
+        self.peer_is_reference = True  # until it shows that it can reorder more than a reference node (§12)
         self.retransmit_at = self.loss_at = self.pace_at = self.probe_at = inf
         self.retransmits = self.fast_retransmits = self.duplicate_acks = 0
         self._blind_below = 0  # position below which the peer's last report says nothing
@@ -82,22 +82,12 @@ class Sender:
         """
         cwnd = self.congestion.cwnd
         buffer = SEND_BUFFER if cwnd <= SEND_BUFFER // 2 else min(SEND_BUFFER_MAX, 2 * cwnd)
-        return max(0, buffer - len(self.outgoing) - self.queue.in_flight)
+        return max(0, buffer - self.outgoing.size - self.queue.in_flight)
 
     @property
     def is_idle(self) -> bool:
         """True when everything written is acknowledged."""
-        return not self.queue.outstanding and not self.outgoing
-
-    @property
-    def peer_is_reference(self) -> bool:
-        """True unless the peer has shown that it can reorder more than a reference node (§12)."""
-        return self.window_max <= REFERENCE_WINDOW_MAX
-
-    @property
-    def next_deadline(self) -> float:
-        """The earliest of the deadlines."""
-        return min(self.retransmit_at, self.loss_at, self.pace_at, self.probe_at, self.outgoing.nagle_at)
+        return not self.queue.outstanding and not self.outgoing.size
 
     def position_of(self, seq: int) -> int:
         """Return the position nearest to what is acknowledged that a sequence number can mean."""
@@ -107,7 +97,8 @@ class Sender:
 
     def open_window(self, window: int) -> None:
         """Take the window of a handshake packet."""
-        self.snd_wnd = self.window_max = window
+        self.snd_wnd = window
+        self.peer_is_reference = window <= REFERENCE_WINDOW_MAX
 
     def on_handshake(self, rtt: float, now: float) -> None:
         """Take the time that the answer to a SYN took for a first round trip.
@@ -128,7 +119,7 @@ class Sender:
           now: the current time.
           bare: there is no payload, so it may count as a duplicate.
         """
-        ack = self.position_of(seq)
+        ack = self.snd_una + ((seq - self.snd_una + _HALF) & _MASK) - _HALF
         if ack == self.fin_end:
             ack = self.snd_nxt  # everything, and the FIN
         if self.probe_at < inf:
@@ -165,7 +156,8 @@ class Sender:
     def _take_window(self, window: int, now: float) -> None:
         was_shut = not self.snd_wnd
         self.snd_wnd = window
-        self.window_max = max(self.window_max, window)
+        if window > REFERENCE_WINDOW_MAX:
+            self.peer_is_reference = False
         self.probe_at = inf
         if window > HEADROOM or (window and was_shut):
             self._probe_interval = 0.0
@@ -199,10 +191,15 @@ class Sender:
                 self.congestion.on_lost(-spurious)
             self._budget.on_arrived(self._counted_flight - queue.in_flight)
             self.congestion.on_arrived(arrived, queue.in_flight, self.rtt, now)
-            if any(run.segment > SEGMENT for run in arrived):
-                self._budget.segment_size.on_large_arrived()
-                self._judge_size_probe(now)
-            self._detect_losses(now)
+            for run in arrived:
+                if run.segment > SEGMENT:
+                    self._budget.segment_size.on_large_arrived()
+                    self._judge_size_probe(now)
+                    break
+            if queue.outstanding:
+                self._detect_losses(now)
+            else:
+                self.loss_at = inf
         self._arm_retransmission(now)
         self._count()
 
@@ -249,7 +246,7 @@ class Sender:
         if self.snd_wnd:
             if self.queue.lost_count:
                 self._resend_lost(out, now)
-            if self.outgoing and not self.queue.lost_count:
+            if self.outgoing.size and not self.queue.lost_count:
                 self._send_new(out, now)
         if out:
             self._count()
@@ -264,6 +261,8 @@ class Sender:
         if flight >= limit:
             return 0
         segments = -((flight - limit) // segment)
+        if self.congestion.pacing_rate == inf:
+            return segments
         paced = self.congestion.allowance(now)
         if paced < segments * segment:
             segments = paced // segment
@@ -288,8 +287,8 @@ class Sender:
     def _send_new(self, out: list[Run], now: float) -> None:
         outgoing, queue = self.outgoing, self.queue
         sent = False
-        while outgoing:
-            segment = SEGMENT if len(outgoing) <= SEGMENT else self._segment(now)
+        while outgoing.size:
+            segment = SEGMENT if outgoing.size <= SEGMENT else self._segment(now)
             is_probe = segment > self._budget.segment_size.size
             segments = self._room(segment)
             if segments <= 0 or not (allowed := self._allowance(segment, now)):
@@ -313,7 +312,7 @@ class Sender:
         if self.peer_is_reference:
             return SEGMENT
         sizes = self._budget.segment_size
-        segment = (sizes.probe(len(self.outgoing), now) if self._size_probe is None else 0) or sizes.size
+        segment = (sizes.probe(self.outgoing.size, now) if self._size_probe is None else 0) or sizes.size
         if segment > SEGMENT and (self.congestion.cwnd < SEVERAL * segment or self._room(segment) < SEVERAL):
             return SEGMENT
         return segment
@@ -341,7 +340,7 @@ class Sender:
         """Say whether only a probe can find out that the peer has room."""
         if not self.snd_wnd:
             return not self.is_idle
-        return bool(self.outgoing) and not self.queue.outstanding and self._flight_limit() <= 0
+        return self.outgoing.size > 0 and not self.queue.outstanding and self._flight_limit() <= 0
 
     def _wait_to_probe(self, now: float, interval: float) -> None:
         first, most = (HEADROOM_PROBE_FIRST, HEADROOM_PROBE_MAX) if self.snd_wnd else (PROBE_FIRST, PROBE_MAX)

@@ -90,7 +90,7 @@ class Attack:
         row = end.row()
         assert 0 <= row["in_flight"] <= SEND_BUFFER + 1
         assert row["unacked"] <= OUTSTANDING_MAX + 1
-        assert len(end._sender.outgoing) <= SEND_BUFFER
+        assert end._sender.outgoing.size <= SEND_BUFFER
         assert end.readable <= (RECEIVE_SLOTS + 1) * PAYLOAD_MAX
         assert row["ooo_buf"] <= RECEIVE_SLOTS
 

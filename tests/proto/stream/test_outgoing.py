@@ -32,7 +32,7 @@ def test_bytes_come_out_as_they_went_in(steps: list[tuple[tuple[str, int], int]]
                 assert run.start == len(cut) and run.segments <= number and run.size == len(run.data)
                 cut += run.data
                 assert run.short == (0 < run.size % segment < SEGMENT)
-        assert len(outgoing) == len(written) - len(cut)
+        assert outgoing.size == len(written) - len(cut)
     while (run := outgoing.cut(len(cut), 64, 0.0, holds_short=False)) is not None:
         cut += run.data
     assert cut == written

@@ -100,7 +100,7 @@ class TwoEnds(RuleBasedStateMachine):
         for end in self.ends:
             sender = end._sender
             assert 0 <= sender.queue.in_flight <= SEND_BUFFER_MAX
-            assert len(sender.outgoing) <= SEND_BUFFER_MAX
+            assert sender.outgoing.size <= SEND_BUFFER_MAX
             assert sender.queue.outstanding <= OUTSTANDING_MAX
             runs = sender.queue._runs
             assert sender.queue.outstanding == sum(run.segments for run in runs)
