@@ -163,10 +163,13 @@ class RemoteConnection(Connection):
     def close(self) -> None:
         if not self._closed_here:
             self._closed_here = True
+            was_over = self.machine.state is State.TIME_WAIT
             self.machine.close(self._clock())
-            self._pump(self)
+            if not was_over:  # else nothing comes of it
+                self._pump(self)
             self._wake_readers()
-            self._wake_writers()
+            if self._writers is not None:
+                self._wake_writers()
 
     def reset(self) -> None:
         self._closed_here = True
