@@ -36,6 +36,6 @@ The registry:
   the same.
 - `trust`: who is trusted, with `trust_messages`, `trust_store`, `trust_journal`, `courier` and `mailbox`.
 
-For all of these: `interfaces`: the parts as others see them; `saved_file`: a file that follows what is in memory; `grace`: work
-that a cancellation must not cut in half.
+For all of these: `interfaces`: the parts as others see them; `saved_file`: a file that follows what is in memory;
+`grace`: work that a cancellation must not cut in half.
 """

@@ -1,4 +1,4 @@
-"""Which beacons there are: what the registry lists, and what it listed last, for a start without it (`spec/tunnel.md` §13.5)."""
+"""Which beacons there are: what the registry lists, or listed last, for a start without it (`spec/tunnel.md` §13.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file that follows something in memory: one writer, off the loop, which writes the latest state and skips what is between."""
+"""A file that follows something in memory: one writer, off the loop, which writes the latest state and skips others."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The async driver: a program's side of the daemon's IPC socket. Knows nothing of the daemon but the protocol.
 
 - `client`: `open_driver` and `Driver`.
-- `links`: which connections there are and what goes over which; `link`: one connection: its reader, its writer, routing. The pairing of answers and requests is `proto.reply_matcher`.
+- `links`: which connections there are and what goes over which; `link`: one connection: its reader, its writer,
+  routing. The pairing of answers and requests is `proto.reply_matcher`.
 - `stream`, `listener`, `datagrams`: Trio's interfaces on top.
 - `commands`, `replies`: command groups and typed answers; `dial_errors`: texts to classes.
 - `target`: how nodes and ports are named; `socket_path`: connecting.

@@ -2,8 +2,8 @@
 
 How it uses connections, because the protocol has no request ids and no flow control towards clients:
 
-- The **main** connection (`links`), opened first, carries confirmed datagrams and Health (their answers come in order, so any number
-  of tasks may have one under way), received datagrams, and one other request at a time.
+- The **main** connection (`links`), opened first, carries confirmed datagrams and Health (their answers come in order,
+  so any number of tasks may have one under way), received datagrams, and one other request at a time.
 - **Extra** ones are opened while that other request is taking its time: so a Health never waits for a lookup, nor a
   lookup for somebody else's. Two of them stay open for reuse. One whose request was cancelled is closed, not reused.
 - Each **dialled stream** and each **listener** has one of its own: a stream that nobody reads holds up itself only.
