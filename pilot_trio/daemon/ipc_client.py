@@ -29,6 +29,7 @@ from pilot_trio.wire.ipc import encode_error
 READ_MAX: Final = 64 * 1024  # bytes per read; a stalled client pins one such read, a busy one saves system calls
 TURN_QUANTUM: Final = 64  # units of work per client and loop turn; more would delay the other clients
 TASK_COST: Final = 16  # units of starting a task, so 4 a turn: a flood of dials is the dearest that a client can do
+SHARE_COST: Final = 8  # units of joining a question that others may share, so 8 a turn
 DISPATCH_COST: Final = 4  # units of calling a handler, so 16 a turn
 REPEAT_COST: Final = 1  # units of what needs no handler: a repeated snapshot, an empty frame
 REPLY_BATCH_MAX: Final = 64 * 1024  # bytes of replies joined before they are sent; bounds what a batch can hold
@@ -364,6 +365,7 @@ class IPCClient(Client):
             return
         answer = partial(self._answer, pending)
         if isinstance(work, Shared):
+            self._budget -= SHARE_COST - DISPATCH_COST
             self._questions.ask(work.key, work.run, answer)
             return
         self._budget -= TASK_COST - DISPATCH_COST

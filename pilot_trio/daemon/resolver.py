@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from pilot_trio.address import NodeId
-from pilot_trio.crypto.identity import KEY_SIZE
+from pilot_trio.crypto.identity import KEY_SIZE, Identity
 from pilot_trio.daemon.hostname_cache import HostnameCache
 from pilot_trio.daemon.interfaces import Registry
 from pilot_trio.daemon.state import NodeState
@@ -53,6 +53,8 @@ class Resolver:
         self._hostnames = hostnames or HostnameCache()
         self._routes: TimedCache[NodeId, Route] = TimedCache(ROUTES_MAX)
         self._own_record: TimedCache[NodeId, Message] = TimedCache(1)
+        self._signer: tuple[Identity, NodeId] | None = None  # who has signed questions about names, with `_signature`
+        self._signature = ""
 
     def known_hostname(self, name: str) -> Message | None:
         """Return the registry's answer for a name if it is not older than 60 seconds; never for the own node's."""
@@ -153,8 +155,12 @@ class Resolver:
         state = self._state
         fields: dict[str, Any] = {}
         if state.registered:
-            signature = state.identity.sign_text(node_text("resolve_hostname", state.node_id))
-            fields = {"requester_id": state.node_id, "signature": signature}
+            # The same text each time, and the dearest part of a question.
+            signer = (state.identity, state.node_id)
+            if self._signer != signer:
+                self._signer = signer
+                self._signature = state.identity.sign_text(node_text("resolve_hostname", state.node_id))
+            fields = {"requester_id": state.node_id, "signature": self._signature}
         return await self._registry.call("resolve_hostname", timeout=timeout, hostname=name, **fields)
 
     async def _ask_route(self, node: NodeId) -> Route:

@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from pilot_trio.address import NodeId
-from pilot_trio.crypto.identity import verify
+from pilot_trio.crypto.identity import Identity, verify
 from pilot_trio.daemon import hostname_cache
 from pilot_trio.daemon.resolver import Resolver, Route
 from pilot_trio.daemon.timed_cache import FRESH, STALE
@@ -45,6 +45,25 @@ async def test_name_is_asked_for_in_the_own_name_once_there_is_one(autojump_cloc
     signature = base64.b64decode(client.calls[1].fields.pop("signature"))
     assert verify(state.identity.public_key, signature, b"resolve_hostname:7")
     assert client.calls[1].fields == {"hostname": "nine", "requester_id": 7}
+
+
+async def test_name_is_asked_for_with_the_key_and_the_id_that_the_node_has_now(autojump_clock: MockClock) -> None:
+    state = make_state(7)
+    client = FakeClient({"resolve_hostname": refused("no")})
+    resolver = Resolver(client, state)
+
+    async def ask() -> None:
+        with pytest.raises(RegistryError):
+            await resolver.resolve_hostname("nine")
+        signature = base64.b64decode(client.calls[-1].fields["signature"])
+        assert verify(state.identity.public_key, signature, b"resolve_hostname:%d" % state.node_id)
+
+    await ask()
+    await ask()
+    state.node_id = NodeId(8)
+    await ask()
+    state.identity = Identity.generate()
+    await ask()
 
 
 async def test_own_name_is_never_remembered(autojump_clock: MockClock) -> None:
