@@ -6,7 +6,7 @@
 - `SimulatedNetwork`: hosts and bad paths between them, with NAT and partitions, from a seed; `run_simulation` repeats a run.
 - `MemoryTransportListener`: the IPC socket in memory; `memory_stream_pair`, `memory_transport_pair`: its pieces.
 
-The modules: `nodes`, `fixtures`; `memory_network`; `simulated_network` with `links`, `nat` and `determinism`; `memory_transport`
+The modules: `nodes`, `node_network`, `fixtures`; `memory_network`; `simulated_network` with `links`, `nat` and `determinism`; `memory_transport`
 on `pipe`.
 
 Everything here works with `trio.testing.MockClock(autojump_threshold=0)`, except where a real socket is asked for.
@@ -23,11 +23,11 @@ from pilot_trio.testing.memory_network import MemoryNetworkStatistics as MemoryN
 from pilot_trio.testing.memory_transport import MemoryTransportListener as MemoryTransportListener
 from pilot_trio.testing.nat import Nat as Nat
 from pilot_trio.testing.nat import NatType as NatType
-from pilot_trio.testing.nodes import NodeNetwork as NodeNetwork
+from pilot_trio.testing.node_network import NodeNetwork as NodeNetwork
+from pilot_trio.testing.node_network import open_node_network as open_node_network
 from pilot_trio.testing.nodes import RunningNode as RunningNode
 from pilot_trio.testing.nodes import StreamPair as StreamPair
 from pilot_trio.testing.nodes import open_node as open_node
-from pilot_trio.testing.nodes import open_node_network as open_node_network
 from pilot_trio.testing.nodes import open_node_pair as open_node_pair
 from pilot_trio.testing.nodes import open_stream_pair as open_stream_pair
 from pilot_trio.testing.pipe import MemoryStream as MemoryStream

@@ -19,12 +19,11 @@ import pytest_trio  # type: ignore[import-untyped] # it ships no types
 
 from pilot_trio.driver import Driver
 from pilot_trio.testing.memory_network import MemoryNetwork
+from pilot_trio.testing.node_network import NodeNetwork, open_node_network
 from pilot_trio.testing.nodes import (
-    NodeNetwork,
     RunningNode,
     StreamPair,
     open_node,
-    open_node_network,
     open_node_pair,
     open_stream_pair,
 )

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, overload
+from typing import Any, Final, Literal, NamedTuple
 
 import attrs
 
@@ -29,13 +29,9 @@ from pilot_trio.net.background import open_background
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.net.network import Network
 from pilot_trio.net.transport import Transport
-from pilot_trio.rendezvous.serve import RendezvousHandle, serve_rendezvous
 from pilot_trio.serving import NodeHandle, serve
-from pilot_trio.testing.links import Link
 from pilot_trio.testing.memory_network import LOOPBACK, MemoryNetwork
 from pilot_trio.testing.memory_transport import MemoryTransportListener
-from pilot_trio.testing.nat import Nat, NatType
-from pilot_trio.testing.simulated_network import SimulatedHost, SimulatedNetwork
 
 STREAM_PAIR_PORT: Final = 4000  # port; borrowed by `open_stream_pair` for a moment
 _ANY_PORT: Final = Endpoint(LOOPBACK, 0)
@@ -126,66 +122,6 @@ async def open_node_pair(
         second: dict[str, Any] = {"hostname": "beta", "public": True, **settings, **shared}
         async with open_node(network=alpha.network, transport=transport, **second) as beta:
             yield alpha, beta
-
-
-@attrs.frozen(eq=False)
-class NodeNetwork(Sequence[RunningNode]):
-    """Nodes on a `SimulatedNetwork`, in order. Made by `open_node_network`."""
-
-    network: SimulatedNetwork
-    """Paths, partitions, statistics."""
-    rendezvous: SimulatedHost
-    """The host of registry and beacon."""
-    hosts: Sequence[SimulatedHost]
-    """The nodes' hosts, in the same order."""
-    nodes: Sequence[RunningNode]
-
-    @overload
-    def __getitem__(self, index: int) -> RunningNode: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[RunningNode]: ...
-    def __getitem__(self, index: int | slice) -> RunningNode | Sequence[RunningNode]:
-        return self.nodes[index]
-
-    def __len__(self) -> int:
-        return len(self.nodes)
-
-
-@contextlib.asynccontextmanager
-async def open_node_network(
-    count: int = 2,
-    *,
-    network: SimulatedNetwork | None = None,
-    seed: int = 0,
-    link: Link | None = None,
-    nats: Sequence[NatType | Nat | None] = (),
-    **settings: Any,
-) -> AsyncGenerator[NodeNetwork]:
-    """Run nodes `node0`, `node1`, ... on a bad network, each on a host of its own, all registered at one rendezvous.
-
-    Args:
-      count: how many.
-      network: None: a new one with `seed` and `link`.
-      seed: decides everything that is left to chance.
-      link: what the paths between all hosts are like, the one of the rendezvous included.
-      nats: what the first nodes are behind; the others have public addresses.
-      settings: any of `Config`; they apply to every node, which is `public` unless they say otherwise.
-    """
-    network = network or SimulatedNetwork(seed=seed, link=link)
-    middle = network.host("rendezvous")
-    any_port = Endpoint("", 0)
-    async with open_background() as nursery:
-        serve_middle = partial(serve_rendezvous, RendezvousConfig(registry=any_port, beacon=any_port), network=middle)
-        served: RendezvousHandle = await nursery.start(serve_middle)
-        beacon = () if served.beacon is None else (served.beacon,)
-        shared = {"registry": RegistryConfig(endpoint=served.registry), "rendezvous": None, "beacon": beacon}
-        hosts = [network.host(f"node{n}", nat=nats[n] if n < len(nats) else None) for n in range(count)]
-        async with contextlib.AsyncExitStack() as stack:
-            nodes = []
-            for host in hosts:
-                own: dict[str, Any] = {"public": True, "hostname": host.name, "listen": any_port, **settings, **shared}
-                nodes.append(await stack.enter_async_context(open_node(network=host, **own)))
-            yield NodeNetwork(network, middle, hosts, nodes)
 
 
 async def open_stream_pair(node: Driver, port: int = STREAM_PAIR_PORT) -> StreamPair:

@@ -188,6 +188,8 @@ class SimulatedHost(Network):
         self.sockets: Final[dict[Endpoint, SimulatedSocket]] = {}
         self.clock_error = 0.0
         """Seconds by which the host's calendar is ahead of the others'; may change at any time, as when somebody sets it."""
+        self.down = False
+        """Whether its programs are being killed (`SimulatedNetwork.take_down`)."""
         self.slept = 0.0
         """Seconds that the machine has slept, which its programs notice afterwards. Isolate the host meanwhile."""
         self.mtu = ETHERNET_MTU
@@ -380,6 +382,20 @@ class SimulatedNetwork:
         self._hold_tcp()
         self._healed.unpark_all()
 
+    # --- death -------------------------------------------------------------------------------------------------------
+
+    def take_down(self, host: SimulatedHost) -> None:
+        """Kill what runs on a host: whatever it does from now on, nothing leaves it or gets there; connections break."""
+        host.down = True
+        for source, target, client in self._tcp:
+            if host.name in (source, target):
+                client.transport.break_connection()
+        self._tcp = [entry for entry in self._tcp if host.name not in entry[:2]]
+
+    def bring_up(self, host: SimulatedHost) -> None:
+        """Let programs be started there again, once those that were killed are gone."""
+        host.down = False
+
     # --- what happened -----------------------------------------------------------------------------------------------
 
     def statistics(self) -> NetworkStatistics:
@@ -405,11 +421,13 @@ class SimulatedNetwork:
 
     def send(self, source: SimulatedHost, data: bytes, origin: Endpoint, to: Endpoint) -> None:
         """Carry one datagram."""
+        if source.down:
+            return
         now = trio.current_time()
         if to.host in _OWN:
             to = Endpoint(source.address, to.port)
         target, seen_as, at = self._route(source, origin, to, now)
-        sock = None if target is None else target.sockets.get(at)
+        sock = None if target is None or target.down else target.sockets.get(at)
         arrivals: list[Arrival] = []
         if target is None:
             fate = "filtered" if to.host in self._at else "nobody"
@@ -431,7 +449,7 @@ class SimulatedNetwork:
         """Connect."""
         target = self._inside.get((source.nat, to.host)) or self._at.get(to.host)
         listener = target.listeners.get(to) if isinstance(target, SimulatedHost) else None
-        if not isinstance(target, SimulatedHost) or listener is None:
+        if not isinstance(target, SimulatedHost) or listener is None or source.down or target.down:
             raise ConnectionRefusedError(f"connect to {to}: connection refused")
         while self._is_cut(source.name, target.name):
             await self._healed.park()
