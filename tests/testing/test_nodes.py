@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -11,8 +12,17 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from pilot_trio.config import RegistryConfig
 from pilot_trio.driver import open_driver
 from pilot_trio.errors import DaemonError, IPCClosedError
+from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.net.network import SystemNetwork
-from pilot_trio.testing import MemoryNetwork, NatType, open_node, open_node_network, open_node_pair, open_stream_pair
+from pilot_trio.testing import (
+    MemoryNetwork,
+    NatType,
+    open_node,
+    open_node_network,
+    open_node_pair,
+    open_stream_pair,
+    run_simulation,
+)
 
 
 async def test_a_node_is_registered_and_answers(autojump_clock: MockClock) -> None:
@@ -140,3 +150,44 @@ async def test_a_network_of_nodes_knows_its_hosts(autojump_clock: MockClock) -> 
         assert nodes[0].handle.registry.host == nodes.rendezvous.address
         assert (await nodes[2].driver.info()).hostname == "node2"
         assert not any(node.handle.config.public for node in nodes)
+
+
+@pytest.mark.parametrize("port", [4000, 0], ids=["the same port", "another port"])
+def test_a_node_that_was_killed_comes_back_as_itself(port: int, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_node_network(2, seed=3, folder=tmp_path, listen=Endpoint("", 4000)) as nodes:
+            killed = nodes[1]
+            waiting = await nodes[0].driver.dial(killed.address, 7)
+            sent = nodes.network.direction(nodes.hosts[1], nodes.hosts[0]).counted.sent
+            with trio.fail_after(1):
+                await nodes.kill(1)
+            assert nodes.network.direction(nodes.hosts[1], nodes.hosts[0]).counted.sent == sent  # no goodbye
+            with pytest.raises(IPCClosedError):
+                await killed.driver.info()
+            back = await nodes.start(1, listen=Endpoint("", port))
+            assert back is nodes[1] is not killed
+            assert back.address == killed.address
+            assert [*nodes.hosts[1].sockets] == [Endpoint(nodes.hosts[1].address, port or 32_768)]
+            async with await nodes[0].driver.dial(back.address, 7) as stream:
+                await stream.send_all(b"again")
+                assert await stream.receive_some() == b"again"
+            with pytest.raises(trio.BrokenResourceError), trio.fail_after(600):
+                await waiting.receive_some()
+
+    run_simulation(main, seed=3)
+
+
+def test_a_rendezvous_that_was_killed_remembers_its_nodes(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_node_network(2, seed=4, folder=tmp_path) as nodes:
+            await nodes.kill_rendezvous()
+            with pytest.raises(DaemonError, match="refused"):
+                await nodes[0].driver.resolve("node1")
+            before = nodes[1].handle.registry
+            served = await nodes.start_rendezvous()
+            assert served.registry == before
+            with pytest.raises(RuntimeError, match="runs already"):
+                await nodes.start_rendezvous()
+            assert (await nodes[0].driver.resolve("node1")).address == nodes[1].address
+
+    run_simulation(main, seed=4)
