@@ -23,6 +23,7 @@ class Drop(Enum):
     OWN_NODE = "own node id"
     NOT_FROM_BEACON = "not from beacon"
     BAD_BEACON_MESSAGE = "bad beacon message"
+    UNREGISTERED = "own node id unknown"
     KEY_FRAME_RATE = "key frame rate"
     UNTRUSTED = "untrusted"
     UNKNOWN_NODE = "unknown node"

@@ -122,6 +122,9 @@ class KeyExchanges:
         fine = self._by_node.take(node, now) if relayed else self._by_ip.take(source[0], now)
         if not fine:
             core.drop(Drop.KEY_FRAME_RATE)
+        elif not core.node_id:
+            # What a session without our id seals has no sender that anybody knows, for as long as it lives. They ask again.
+            core.drop(Drop.UNREGISTERED)
         elif node == core.node_id or node == 0:
             core.drop(Drop.OWN_NODE)
         elif not core.settings.admits(node):
@@ -137,7 +140,7 @@ class KeyExchanges:
         except DecodeError:
             self._core.drop(Drop.SHORT)
             return
-        if not self.admits(request.node, source, now, relayed=relayed) or not self._core.node_id:
+        if not self.admits(request.node, source, now, relayed=relayed):
             return
         peer = self._core.peers.get(request.node)
         if relayed:

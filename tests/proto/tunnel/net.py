@@ -36,7 +36,7 @@ class Node:
         self.events: list[Event] = []
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, *, registered: bool = True) -> None:
         """Start anew: same identity, fresh X25519 key, no sessions."""
         source = random.Random(f"{self.node} {len(self.events)} {self.net.now}")
         self.machine = TunnelMachine(
@@ -45,7 +45,8 @@ class Node:
             random_bytes=source.randbytes,
             settings=self.settings,
         )
-        self.machine.on_registered(self.node, self.identity)
+        if registered:
+            self.machine.on_registered(self.node, self.identity)
         if self.net.has_beacon:
             self.machine.set_beacon(BEACON)
 

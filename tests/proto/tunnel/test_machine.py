@@ -653,6 +653,21 @@ def test_a_session_that_another_key_has_replaced_is_remembered_too() -> None:
     assert net.payloads(2) == [b"again"]
 
 
+def test_a_node_without_an_id_makes_no_session_and_makes_one_once_it_has_it() -> None:
+    """A peer dials whoever has just been started: what is sealed before its registration would bear no sender for ever."""
+    net = Net()
+    net[2].restart(registered=False)
+    net[1].machine.ensure(2, net.now)
+    net.pump()
+    assert not net[2].of(Established)
+    assert net[2].machine.drops[Drop.UNREGISTERED] > 0
+    net[2].machine.on_registered(2, net[2].identity)
+    net.advance(5)
+    net.send(2, 1, b"from")
+    net.send(1, 2, b"to")
+    assert (net.payloads(1), net.payloads(2)) == ([b"from"], [b"to"])
+
+
 def test_strict_trust_drops_strangers_before_any_work() -> None:
     net = Net()
     net[2].settings.admits = lambda node: False
