@@ -170,16 +170,16 @@ class Datagrams:
         """
         state, heard = self._state, self._events.hears("data.datagram")
         frames: list[bytes] = []
-        checked: tuple[Address | None, int] = (None, 0)
+        to, allowed_port = None, -1  # what the policy allowed last
         for packet in packets:
             _, _, source, destination, source_port, port, _, _, _, data = packet
             if not data:
                 continue
-            if (destination, port) != checked:
+            if port != allowed_port or destination is not to:
                 if not state.port_allowed(destination.network, port):
                     self._publish("datagram.port_rejected", packet)
                     continue
-                checked = (destination, port)
+                to, allowed_port = destination, port
             if heard:
                 self._publish("data.datagram", packet, size=len(data))
             frames.append(encode_recv_from(source, source_port, port, data))

@@ -90,6 +90,7 @@ _TARGET = struct.Struct("!HIH")  # address (network, node), port
 _CONN_HEADER = struct.Struct("!IBI")  # length, code, connection id
 _ACCEPT = struct.Struct("!IBHIHIH")  # length, code, local port, connection id, remote network, remote node, remote port
 _RECV_FROM = struct.Struct("!IBHIHH")  # length, code, source network, source node, source port, destination port
+_pack_recv_from, _RECV_FROM_CODE = _RECV_FROM.pack, int(Code.RECV_FROM)  # for what comes by the thousand
 _ACCEPT_BODY = struct.Struct("!HIHIH")  # the same without length and code, as a client reads it
 _RECV_FROM_BODY = struct.Struct("!HIHH")
 _BROADCAST = struct.Struct("!HHH")  # network, port, token length
@@ -170,8 +171,7 @@ def encode_accept(local_port: int, conn_id: int, remote: Address, remote_port: i
 
 def encode_recv_from(source: Address, source_port: int, destination_port: int, data: bytes) -> bytes:
     """Return a `RECV_FROM` push."""
-    header = _RECV_FROM.pack(11 + len(data), Code.RECV_FROM, source.network, source.node, source_port, destination_port)
-    return header + data
+    return _pack_recv_from(11 + len(data), _RECV_FROM_CODE, *source, source_port, destination_port) + data
 
 
 def encode_broadcast(network: int, port: int, token: bytes, data: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -36,6 +37,14 @@ def fill(transport: SocketTransport) -> int:
     return total
 
 
+def fill_plainly(sock: socket.socket) -> int:
+    total = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            total += sock.send(bytes(SEND_CALL_MAX))
+    return total
+
+
 async def test_receives_what_is_there_and_waits_otherwise(ends: Pair) -> None:
     transport, peer = ends
     peer.send(b"hello")
@@ -65,6 +74,17 @@ async def test_send_nowait_never_hands_over_more_than_fits(ends: Pair) -> None:
     while len(received) < sent:
         received += peer.recv(1 << 20)
     assert received == data[:sent]
+
+
+async def test_a_client_that_does_not_run_just_now_gets_more_than_the_system_would_keep_for_it(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    usual = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    taken = fill(SocketTransport(ours))
+    assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > usual
+    theirs.setblocking(False)
+    assert taken > fill_plainly(theirs)
 
 
 async def test_send_all_finishes_as_the_peer_reads(ends: Pair) -> None:
