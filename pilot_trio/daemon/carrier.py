@@ -125,6 +125,7 @@ class TunnelCarrier(Carrier):
         self._nursery: trio.Nursery | None = None
         self.turn: Final = Turn(self._settle)
         """Inside, connections are only noted; each is advanced once at the end, and what they send leaves together."""
+        timers.around = self.turn  # many short streams end at one time
         self._on_input = self._pump  # bound once: every connection holds it
         self._clock: Callable[[], float] = trio.current_time
         self._contacting = 0  # unconfirmed datagrams that wait for first contact

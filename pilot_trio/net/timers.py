@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from math import inf
 from typing import Final
@@ -95,6 +96,8 @@ class Timers:
         self._scope: trio.CancelScope | None = None
         self._wakes_at = -inf  # the scope's deadline; -inf while it is being thought of
         self.defects = 0  # callbacks that raised
+        self.around: AbstractContextManager[object, None] = nullcontext()
+        """Entered around timers that are due together, which may have more to do together than one by one."""
         self._of_a_timer = self._push, self._note_cancelled  # bound once: every timer holds them
 
     def __len__(self) -> int:
@@ -125,6 +128,13 @@ class Timers:
             self._wakes_at = -inf
 
     def _run_due(self, now: float) -> None:
+        try:
+            with self.around:
+                self._call_due(now)
+        except Exception:
+            self._note_defect()
+
+    def _call_due(self, now: float) -> None:
         for _ in range(DUE_MAX):
             if not self._heap or self._heap[0][0] > now:
                 return
@@ -133,9 +143,12 @@ class Timers:
                 if not timer.wake(now):
                     self._dead -= 1
             except Exception:
-                # A defect of one owner; every other deadline of the process depends on this task.
-                self.defects += 1
-                _log.exception("timer failed")
+                self._note_defect()
+
+    def _note_defect(self) -> None:
+        """Go on after a defect of one owner: every other deadline of the process depends on this task."""
+        self.defects += 1
+        _log.exception("timer failed")
 
     def _clear_ahead(self, now: float) -> None:
         """Take out the wake-ups of the next moment that are for nothing: a thousand short streams leave one a millisecond.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from math import inf
 
 import hypothesis.strategies as st
@@ -230,3 +230,27 @@ async def test_a_callback_that_raises_ends_nothing_else(
     assert fired == ["other"]
     assert timers.defects == 1
     assert "timer failed" in caplog.text
+
+
+async def test_timers_due_together_run_inside_one_block_whose_defect_ends_nothing(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    log: list[str] = []
+
+    class Around(AbstractContextManager[None, None]):
+        def __enter__(self) -> None:
+            log.append("in")
+
+        def __exit__(self, *exc: object) -> None:
+            log.append("out")
+            if len(log) < 5:
+                raise ValueError("a defect")
+
+    async with running() as timers:
+        timers.around = Around()
+        for name, delay in (("one", 1), ("two", 1), ("three", 2)):
+            timers.timer(lambda _, name=name: log.append(name)).arm(trio.current_time() + delay)  # type: ignore[misc]
+        await trio.sleep(3)
+        assert log == ["in", "one", "two", "out", "in", "three", "out"]
+        assert timers.defects == 1
+        assert "timer failed" in caplog.text
