@@ -23,7 +23,7 @@ QUESTION_GAP: Final = (
     0.005  # seconds between two questions about the same; less than the way to most registries and back
 )
 TOLD_PER_TURN: Final = 8  # askers told of an answer per loop turn and key; as many as a client may ask in one
-PATIENCE: Final = 8.0  # seconds that an asker waits, for other questions too; protocol, `spec/ipc.md` §9
+PATIENCE: Final = 8.0  # seconds that an asker waits, for other questions too; protocol, `spec/ipc.md` §8
 
 Question = Callable[[float], Awaitable[bytes]]
 """Asks; gets the time (Trio clock) by which it has to end. Raises what is to be told as a refusal."""
