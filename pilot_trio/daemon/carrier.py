@@ -482,8 +482,9 @@ class TunnelCarrier(Carrier):
 
     def _forget(self, connection: RemoteConnection) -> None:
         connection.timer.cancel()
-        if self._connections.get(_key(connection)) is connection:
-            del self._connections[_key(connection)]
+        key = _key(connection)
+        if self._connections.get(key) is connection:
+            del self._connections[key]
         if connection.forgotten:
             return
         connection.forgotten = True

@@ -15,6 +15,7 @@ class Closing:
         "_progress_at",
         "_transmissions",
         "expire_at",
+        "fin_is_out",
         "hold_at",
         "linger_at",
         "next_deadline",
@@ -29,6 +30,7 @@ class Closing:
         self.expire_at = inf  # all is over
         self.next_deadline = inf  # the earliest of these four
         self.peer_fin: int | None = None  # sequence number of the peer's FIN, while it waits for data that it overtook
+        self.fin_is_out = False  # our FIN has left
         self._interval = 0.0
         self._transmissions = 0
         self._progress_at = 0.0
@@ -70,14 +72,10 @@ class Closing:
             self._note()
         return waits
 
-    @property
-    def fin_is_out(self) -> bool:
-        """True once our FIN has left."""
-        return self._transmissions > 0
-
     def on_fin_sent(self, now: float, rto: float, time_wait: float) -> None:
         """Note our FIN leaving for the first time."""
         self.linger_at = inf
+        self.fin_is_out = True
         self._transmissions = 1
         self._interval = rto
         self.repeat_at = now + rto

@@ -243,7 +243,8 @@ class Connection:
             self._accept_fin(seq, now, answer=not is_answer or self._sender.peer_is_reference)
         elif self.state is State.ESTABLISHED:
             self._liveness.on_heard(now)
-            if seq_lt(self._receiver.data.rcv_nxt, seq):
+            expected = self._receiver.data.position & _MASK
+            if seq != expected and seq_lt(expected, seq):
                 # It overtook data: wait for that, and say what is missing.
                 self._closing.hold(seq, now)
                 self._receiver.owe()
@@ -262,7 +263,8 @@ class Connection:
         self._liveness.check_at = inf
         self._closing.expire(now + self.settings.time_wait)
         self._end_receiving()
-        self._wake_writer()
+        if self._write_blocked:
+            self._wake_writer()
         if not self._receiver.data.queued_bytes:
             self._receiver = _SPENT  # rows stay for ten seconds, and short streams make thousands of them
 
@@ -463,7 +465,8 @@ class Connection:
         self._receiver.ack_at = inf
         self._liveness.check_at = inf
         self._closing.start(now)
-        self._wake_writer()
+        if self._write_blocked:
+            self._wake_writer()
 
     def _abandon(self) -> None:
         self.events.append(Event.ABANDONED)
@@ -478,7 +481,8 @@ class Connection:
             self.events.append(Event.END_OF_STREAM)
 
     def _wake_writer(self) -> None:
-        if self._write_blocked and (self.state is not State.ESTABLISHED or self._sender.room >= SEND_BUFFER // 4):
+        """Tell a writer that did not find room enough, if there is some now, or never will be."""
+        if self.state is not State.ESTABLISHED or self._sender.room >= SEND_BUFFER // 4:
             self._write_blocked = False
             self.events.append(Event.WRITABLE)
 
@@ -491,7 +495,8 @@ class Connection:
         self._receiver.settle()
         self._liveness.check_at = inf
         self._closing.expire(inf)
-        self._wake_writer()
+        if self._write_blocked:
+            self._wake_writer()
         self.events.append(event)
         if event is not Event.CLOSED:
             self.events.append(Event.CLOSED)

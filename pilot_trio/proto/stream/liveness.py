@@ -44,7 +44,7 @@ class Liveness:
 
     def start(self, now: float) -> None:
         """Arm the clock: the stream is established."""
-        self.on_heard(now)
+        self.heard_at = self.active_at = now
         self.check_at = now + min(self._probe_after, self._settings.idle_timeout)
 
     def on_heard(self, now: float) -> float:
