@@ -8,6 +8,8 @@ randomness and many more examples. Deadlines per example are off: a busy machine
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -27,3 +29,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed_of_overlay" in metafunc.fixturenames:
         first, _, last = str(metafunc.config.getoption("--seeds")).partition("-")
         metafunc.parametrize("seed_of_overlay", range(int(first), int(last or first) + 1))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what stays anyway: looking through 5,000 tests took a sixth of their time."""
+    gc.collect()
+    gc.freeze()

@@ -34,7 +34,7 @@ MTUS = (1280, 1400, 1500, 9000, 65_535)  # of paths, and of what hosts think of 
 FLOWS = 4
 STALL = 180.0  # seconds without a byte; all partitions together are far shorter
 GIVEN_UP = 480.0  # seconds until the survivor of two ends knows that the other was killed; it has nothing to ask for
-LEFT_AFTER = 480.0  # seconds; a peer is let go after two minutes, and forgotten after five more without a frame
+LEFT_AFTER = 445.0  # seconds; a peer is let go after two minutes, and forgotten after five more without a frame
 LEFT_ROUNDS = 3  # who forgets a peer just when that one asks whether he lives is found anew; hardly twice in a row
 
 

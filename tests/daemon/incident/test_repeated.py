@@ -71,7 +71,6 @@ async def test_fifty_incidents_leave_nothing_behind(
     tasks_before = tasks()
     memory_after: list[int] = []
     gc.collect()
-    gc.freeze()  # what other tests left need not be looked through after every round
     try:
         for number in range(ROUNDS):
             if number == WARM_UP:
@@ -84,7 +83,6 @@ async def test_fifty_incidents_leave_nothing_behind(
                 memory_after.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-        gc.unfreeze()
     # What leaks shows in every period. A table of the interpreter that grows once, however much, shows in a few of them.
     growth = [later - earlier for earlier, later in zip(memory_after, memory_after[PERIOD:], strict=False)]
     assert statistics.median(growth) < GROWTH_MAX
