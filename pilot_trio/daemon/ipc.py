@@ -3,7 +3,7 @@
 One nursery for the server, and in it one nursery per client::
 
     IPCServer.serve
-    │  accept ──► IPCClient.serve                                   one per client, at most 1,024
+    │  accept ──► serve_client                                      one per client, at most 1,024
     │             │
     │             ├─ reader ── health, data commands, Cancel: in place, in order
     │             │   │        answers that need no waiting: in place
@@ -23,8 +23,8 @@ What follows from the shape, and is tested in `tests/daemon/incident`: a client 
 parks its own tasks and, at 1,024 of them or 256 KiB, its own reader. Nobody else waits for any of these. Ten seconds
 later its writer gives up, its nursery is cancelled, and all of it is gone in one turn of the loop.
 
-`ipc_client` is the life of one client, `outbound` its queue and writer, `in_flight` its requests that wait, `dispatch`
-what handlers are.
+`ipc_session` is the life of one client, `ipc_client` that of its requests, `outbound` its queue and writer, `in_flight`
+its requests that wait, `dispatch` what handlers are.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from pilot_trio.daemon.coalescing import Coalescer
 from pilot_trio.daemon.dispatch import CommandTable
 from pilot_trio.daemon.hang_up import HangUpWatch
 from pilot_trio.daemon.ipc_client import Counters, IPCClient
+from pilot_trio.daemon.ipc_session import serve_client
 from pilot_trio.daemon.turn import Turn
 from pilot_trio.net.transport import Transport, TransportListener
 
@@ -148,11 +149,11 @@ class IPCServer:
             self._questions,
         )
         self._clients[client.client_id] = client
-        nursery.start_soon(self._serve_client, client)
+        nursery.start_soon(self._serve_client, client, transport)
 
-    async def _serve_client(self, client: IPCClient) -> None:
+    async def _serve_client(self, client: IPCClient, transport: Transport) -> None:
         try:
-            await client.serve()
+            await serve_client(client, transport, self._counters)
         except Exception:
             # A defect of ours, and the last place to keep it from taking the other clients along.
             self._counters.crashes += 1

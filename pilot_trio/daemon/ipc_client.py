@@ -1,8 +1,8 @@
-"""One IPC client: its nursery, its reader, and what happens to a request on the way from bytes to reply.
+"""One IPC client: what happens to a request on the way from bytes to reply.
 
-`ipc` has the diagram and the accept loop, `outbound` the queue and the writer, `in_flight` the limit of requests that
-wait. The life of a client is `serve`, top to bottom; the life of a request is `_handle_frames` → `_dispatch` →
-(`_answer_later` or `_answer`).
+`ipc` has the diagram and the accept loop, `ipc_session` the life of a client, `outbound` the queue and the writer,
+`in_flight` the limit of requests that wait. The life of a request is `handle` → `_dispatch` → (`_answer_later` or
+`_answer`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from pilot_trio.daemon.coalescing import Coalescer
 from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Later, Promise, Route, RunRoute, Shared
 from pilot_trio.daemon.hang_up import HangUpWatch
 from pilot_trio.daemon.in_flight import InFlight
-from pilot_trio.daemon.outbound import FRAME_SIZE_MAX, Ending, Outbound
+from pilot_trio.daemon.outbound import FRAME_SIZE_MAX, Outbound
 from pilot_trio.daemon.turn import Turn
-from pilot_trio.errors import DecodeError, IPCClosedError, PilotError
+from pilot_trio.errors import IPCClosedError, PilotError
 from pilot_trio.net.transport import Transport
 from pilot_trio.wire.framing import IPC_FRAME_MAX, FrameDecoder
 from pilot_trio.wire.ipc import encode_error
 
-READ_MAX: Final = 64 * 1024  # bytes per read; a stalled client pins one such read, a busy one saves system calls
 TURN_QUANTUM: Final = 64  # units of work per client and loop turn; more would delay the other clients
 TASK_COST: Final = 16  # units of starting a task, so 4 a turn: a flood of dials is the dearest that a client can do
 SHARE_COST: Final = 8  # units of joining a question that others may share, so 8 a turn
@@ -52,7 +51,7 @@ class Counters:
 
 @final
 class IPCClient(Client):
-    """One connected client. `serve` is its whole life; everything that it starts ends there."""
+    """One connected client, as handlers see it and as its session drives it."""
 
     __slots__ = (
         "_budget",
@@ -63,7 +62,6 @@ class IPCClient(Client):
         "_handling",
         "_hang_ups",
         "_in_flight",
-        "_nursery",
         "_questions",
         "_releases",
         "_replies",
@@ -72,6 +70,7 @@ class IPCClient(Client):
         "_snapshot_code",
         "_transport",
         "_turn",
+        "nursery",
         "outbound",
     )
 
@@ -101,7 +100,7 @@ class IPCClient(Client):
         self._snapshot_code = -1  # command whose last answer, `_snapshot`, is still true; -1: none
         self._snapshot = b""
         self._releases: list[Callable[[], None]] | None = []  # None once called
-        self._nursery: trio.Nursery | None = None
+        self.nursery: trio.Nursery | None = None  # where requests run that wait; the session's
         self.outbound = Outbound(transport)
 
     # --- what handlers may do (see `dispatch.Client`) ------------------------------------------------------------------
@@ -151,7 +150,7 @@ class IPCClient(Client):
         else:
             self._releases.append(release)
 
-    # --- the life of a client ----------------------------------------------------------------------------------------
+    # --- what its session asks of it (see `ipc_session`) -------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
@@ -162,64 +161,22 @@ class IPCClient(Client):
         """Cancel everything if the client has closed both directions; say whether it has."""
         if not self._transport.hung_up():
             return False
-        self._cancel()
+        self.end()
         return True
 
-    async def serve(self) -> None:
-        """Serve the client until it leaves, is cut, or this is cancelled; returns with everything released.
+    def end(self) -> None:
+        """Cancel everything that is done for the client."""
+        if self.nursery is not None:
+            self.nursery.cancel_scope.cancel()
 
-        Every ending takes the same road: the reader is done, one way or another, ports and connections are released,
-        handlers are cancelled. The writer alone goes on, to drain what is queued; a write that takes longer
-        than 3 s ends that, and `Outbound.finish_within` sets a limit to all of it.
-        """
-        try:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._write)
-                try:
-                    await self._read()
-                    await self._settle()
-                finally:
-                    self._release()
-                    self.outbound.finish()
-                    nursery.cancel_scope.cancel()
-        finally:
-            self._transport.close()
-
-    async def _write(self) -> None:
-        """The writer. Once the client takes nothing more, everything in this nursery ends."""
-        ending = await self.outbound.write_frames()
-        if ending is Ending.STALLED:
-            self._counters.cut += 1
-            _log.warning("IPC client cut: it does not read client=%d", self._client_id)
-        if ending is not Ending.DRAINED:
-            self._cancel()
-
-    def _cancel(self) -> None:
-        if self._nursery is not None:
-            self._nursery.cancel_scope.cancel()
-
-    async def _read(self) -> None:
-        """The reader: handle requests until the client's input ends, or stops making sense."""
-        try:
-            while data := await self._transport.receive_some(READ_MAX):
-                self._decoder.feed(data)
-                await self._handle_frames()
-                if self._transport.drained:
-                    self._budget = TURN_QUANTUM  # others get their turn anyway
-        except DecodeError as exc:
-            # There is no way back into step. What came before was answered; then the connection closes.
-            _log.info("IPC client lost: %s client=%d", exc, self._client_id)
-        except (IPCClosedError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client left
-
-    async def _settle(self) -> None:
+    async def settle(self) -> None:
         """After the end of input: let the requests in flight finish, as long as somebody may read the answers."""
         if self.in_flight and not self.end_if_hung_up():
             with self._hang_ups.watching(self):
                 await self._in_flight.wait_until_idle()
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """Call what was left with `on_release`."""
         releases, self._releases = self._releases, None
         for release in releases or ():
             self._call_release(release)
@@ -232,8 +189,16 @@ class IPCClient(Client):
 
     # --- the life of a request ---------------------------------------------------------------------------------------
 
-    async def _handle_frames(self) -> None:
-        """Handle every complete frame, a quantum at a time. Replies leave together, and before every await."""
+    async def handle(self, data: bytes) -> None:
+        """Handle every frame that this read completes, a quantum at a time. Replies leave together, and before every await.
+
+        Raises:
+          DecodeError: there is a frame that makes no sense; those before it were handled.
+          IPCClosedError: the client is gone.
+        """
+        self._decoder.feed(data)
+        if self._transport.drained:
+            self._budget = TURN_QUANTUM  # others had their turn
         self._snapshot_code = -1  # others may have run
         while frames := self._decoder.next_frames(TURN_QUANTUM):
             at = 0
@@ -360,8 +325,8 @@ class IPCClient(Client):
         work = pending.work
         if isinstance(work, Later):
             self._budget -= TASK_COST - DISPATCH_COST
-            assert self._nursery is not None
-            self._nursery.start_soon(self._answer_later, pending, work)
+            assert self.nursery is not None
+            self.nursery.start_soon(self._answer_later, pending, work)
             return
         answer = partial(self._answer, pending)
         if isinstance(work, Shared):
