@@ -23,6 +23,7 @@ from pilot_trio.daemon.connection import Connection, ConnState, StateHook
 from pilot_trio.daemon.dialling import KEY_WAIT, Dial, Paths, Resolver
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.given_up import GivenUp
+from pilot_trio.daemon.pacing import Pacing
 from pilot_trio.daemon.port_listener import PortListener
 from pilot_trio.daemon.remote_stream import RemoteConnection
 from pilot_trio.daemon.state import NodeState
@@ -65,6 +66,10 @@ class Tunnel(Paths, Protocol):
 
     def flush(self) -> None:
         """Let what was collected leave now: what comes next in this turn is nothing that anybody waits for."""
+        ...
+
+    async def ping(self, node: int, /) -> float:
+        """Return when a node has answered a ping, with the seconds that it took; raise `PilotError` if it cannot be asked."""
         ...
 
     async def ensure(self, node: int, /) -> None:
@@ -128,6 +133,7 @@ class TunnelCarrier(Carrier):
         timers.around = self.turn  # many short streams end at one time
         self._on_input = self._pump  # bound once: every connection holds it
         self._clock: Callable[[], float] = trio.current_time
+        self._pacing = Pacing(tunnel.ping)
         self._contacting = 0  # unconfirmed datagrams that wait for first contact
         self.admission: Final = Admission(
             state=state,
@@ -229,7 +235,17 @@ class TunnelCarrier(Carrier):
             self._datagrams.setdefault(node, []).extend(datagrams)
         else:
             self._tunnel.send_packets(node, datagrams, salvage=True)
+        if self._nursery is not None:
+            self._pacing.count(node, len(datagrams), sum(map(len, datagrams)), self._nursery)
         return True
+
+    def is_crowded(self, node: int) -> bool:
+        """Say whether senders should `let_catch_up` a node before they send more datagrams to it."""
+        return self._pacing.crowded(node)
+
+    async def let_catch_up(self, node: int) -> None:
+        """Wait a moment until a node has taken what was sent to it, if it is near."""
+        await self._pacing.wait(node)
 
     async def send_datagrams_later(self, node: int, datagrams: Sequence[bytes]) -> None:
         """Make contact with a node, then hand datagrams to the tunnel, which keeps them until there is a key.

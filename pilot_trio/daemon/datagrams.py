@@ -49,6 +49,14 @@ class DatagramCarrier(Protocol):
         """Make contact, then send; raise `NoRoute` or `TunnelError`."""
         ...
 
+    def is_crowded(self, node: int, /) -> bool:
+        """Say whether senders should `let_catch_up` a node before they send more."""
+        ...
+
+    async def let_catch_up(self, node: int, /) -> None:
+        """Wait a moment until a node has taken what was sent to it."""
+        ...
+
     def send_datagrams_soon(self, node: int, datagrams: Sequence[bytes], /) -> int:
         """Make contact in the background, then send; return how many of them, as not too many may wait for that."""
         ...
@@ -128,15 +136,24 @@ class Datagrams:
         await self._carrier.send_datagrams_later(address.node, self._encode(address, port, (data,)))
         self._sent += 1
 
-    def send_or_drop(self, address: Address, port: Port, data: Sequence[bytes]) -> None:
+    def send_or_drop(self, address: Address, port: Port, data: Sequence[bytes]) -> bool:
         """Send datagrams whose sender does not want to know; what cannot be sent is dropped and counted.
 
         Never waits, so a sender is not held up by the registry: on first contact they wait in the background.
+
+        Returns:
+          True if it should `let_catch_up` the node before it sends more.
         """
         taken = 0
         with contextlib.suppress(PilotError):
             taken = self._send_run(address, port, data)
         self._dropped += len(data) - taken
+        return self._carrier is not None and self._carrier.is_crowded(address.node)
+
+    async def let_catch_up(self, node: int) -> None:
+        """Wait a moment until a node that is near has taken the datagrams that were sent to it."""
+        if self._carrier is not None:
+            await self._carrier.let_catch_up(node)
 
     async def broadcast(self, request: Broadcast) -> None:
         """Send one datagram to every other member of a network; failures per member are skipped.

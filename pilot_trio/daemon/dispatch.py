@@ -112,19 +112,20 @@ class Route:
     # else can have happened, share one
 
 
-RunHandler = Callable[[Client, Sequence[bytes]], None]
+RunHandler = Callable[[Client, Sequence[bytes]], "Later | None"]
 """Gets requests, their codes included."""
 
 
 @attrs.frozen
 class RunRoute:
-    """A row for requests that are never answered, never wait, and come by the thousand.
+    """A row for requests that are never answered, come by the thousand, and are handled in the reader, waiting included.
 
     Those in a row that begin alike are handled in one call, which does for each of them what a call of its own would.
     """
 
     lane: ClassVar[Lane] = Lane.FIFO
     replies: ClassVar[bool] = False
+    error_prefix: ClassVar[str] = ""
 
     handler: RunHandler
     head: int  # bytes, code included, that requests which are handled together have in common

@@ -240,7 +240,7 @@ class IPCClient(Client):
                     elif frame:
                         pending = self._dispatch(frame)
                     if isinstance(pending, RunRoute):
-                        at, pending = self._handle_alike(pending, frames, at - 1), None
+                        at, pending = self._handle_alike(pending, frames, at - 1)
                     if pending is not None or self._budget <= 0 or self._replies_size > REPLY_BATCH_MAX:
                         return at, pending
                 return at, None
@@ -261,8 +261,8 @@ class IPCClient(Client):
         self._reply(snapshot * (at - start + 1))
         return at
 
-    def _handle_alike(self, route: RunRoute, frames: list[bytes], at: int) -> int:
-        """Handle the frame there, which was counted, with those behind it that begin alike; return where to go on."""
+    def _handle_alike(self, route: RunRoute, frames: list[bytes], at: int) -> tuple[int, _Pending | None]:
+        """Handle the frame there, which was counted, with those behind it that begin alike; return as `_handle_run` does."""
         head = frames[at][: route.head]
         end = at + 1
         # As a dispatch, which costs more than one unit too, a run may begin with the last one.
@@ -271,10 +271,11 @@ class IPCClient(Client):
             end += 1
         self._budget -= REPEAT_COST * (end - at - 1)
         try:
-            route.handler(self, frames[at:end])
+            later = route.handler(self, frames[at:end])
         except Exception as exc:
             self._failure(head[0], route, exc)
-        return end
+            later = None
+        return end, None if later is None else _Pending(head[0], route, later)
 
     def _dispatch(self, frame: bytes) -> _Pending | RunRoute | None:
         """Call the handler; keep its reply, or return what has to wait, or the route if it wants to handle more at once."""
@@ -371,7 +372,7 @@ class IPCClient(Client):
         if self._replies_size > REPLY_BATCH_MAX:
             self._post_replies()
 
-    async def _run(self, code: int, route: Route, later: Later) -> bytes | None:
+    async def _run(self, code: int, route: Route | RunRoute, later: Later) -> bytes | None:
         try:
             reply = await later.run()
         except Exception as exc:
@@ -408,7 +409,7 @@ class IPCClient(Client):
         else:
             self._note_crash(f"command 0x{code:02X}", exc)
             text = _INTERNAL_ERROR
-        if isinstance(route, RunRoute) or not route.replies:
+        if not route.replies:
             _log.debug("IPC request dropped: %s code=0x%02X client=%d", text, code, self._client_id)
             return None
         return encode_error(route.error_prefix + text)
@@ -421,11 +422,11 @@ class IPCClient(Client):
 @attrs.define(eq=False)  # each is a borrower of its own
 class _Pending:
     code: int
-    route: Route
+    route: Route | RunRoute
     work: Later | Promise | Shared
 
 
-def _fit(reply: bytes, route: Route) -> bytes:
+def _fit(reply: bytes, route: Route | RunRoute) -> bytes:
     """Replace a reply that is longer than a frame may be: clients take it for a broken connection."""
     if len(reply) <= FRAME_SIZE_MAX:
         return reply

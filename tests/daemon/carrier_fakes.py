@@ -65,6 +65,8 @@ class FakeTunnel:
         self.in_use: dict[int, bool] = {}
         self.undone: list[int] = []
         self.doubted: list[int] = []
+        self.pinged: list[int] = []
+        self.answers = trio.Event()  # to all pings
         self._turns = 0
         self._out: list[tuple[int, Packet]] = []
 
@@ -103,6 +105,11 @@ class FakeTunnel:
 
     def has_session(self, node: int, /) -> bool:
         return self.has_keys.is_set() and node in self.wire.nodes
+
+    async def ping(self, node: int, /) -> float:
+        self.pinged.append(node)
+        await self.answers.wait()
+        return 0.0
 
     async def wait_for_session(self, node: int, /) -> None:
         await self.has_keys.wait()

@@ -141,6 +141,7 @@ class FakeClient(Client):
         self._closed = False
         self._scope: trio.CancelScope | None = None
         self.slots = slots
+        self.waiting = 0  # requests that came in a run and wait in the reader
         self._line: deque[Callable[[], None]] = deque()
         self.tasks = 0
         node.clients.append(self)
@@ -206,7 +207,11 @@ class FakeClient(Client):
         route = self._node.commands[code]
         try:
             if isinstance(route, RunRoute):
-                route.handler(self, (bytes([code]) + payload,))
+                later = route.handler(self, (bytes([code]) + payload,))
+                if later is not None:
+                    self.waiting += 1
+                    await later.run()
+                    self.waiting -= 1
                 return
             answer = route.handler(self, payload)
         except (DecodeError, CommandError, DialError, RegistryError, PortInUse) as exc:

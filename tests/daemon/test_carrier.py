@@ -17,6 +17,7 @@ from pilot_trio.daemon.carrier import CONTACTS_MAX
 from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.dialling import KEY_WAIT
 from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
+from pilot_trio.daemon.pacing import BURST, BURSTS_MAX, DATAGRAM_COST
 from pilot_trio.daemon.streams import ConnState
 from pilot_trio.errors import DialCancelled, DialRefused, DialTimeout, NoRoute
 from pilot_trio.services.echo import serve_echo
@@ -658,3 +659,22 @@ async def test_datagrams_of_first_contact_wait_in_order_and_no_more_of_them_than
         assert one.carrier.send_datagrams_soon(7, encoded[:3]) == 3  # nobody knows that node
         await trio.sleep(1)
         assert one.carrier.send_datagrams_soon(2, encoded) == CONTACTS_MAX
+
+
+async def test_a_flood_of_datagrams_is_held_up_until_their_node_answers(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, _):
+        run = [Packet(0, DATAGRAM, one.address, two.address, 50_000, 6000, payload=bytes(966)).encode()] * 64
+        runs = 0
+        while not one.carrier.is_crowded(2):
+            assert one.carrier.send_datagrams(2, run)
+            runs += 1
+        cost = 64 * (1000 + DATAGRAM_COST)
+        assert BURSTS_MAX * BURST <= runs * cost < BURSTS_MAX * (BURST + cost)
+        held_up_at = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.carrier.let_catch_up, 2)
+            await trio.sleep(0.05)
+            one.tunnel.answers.set()
+        assert trio.current_time() == held_up_at + 0.05
+        assert set(one.tunnel.pinged) == {2}
+        assert not one.carrier.is_crowded(2)

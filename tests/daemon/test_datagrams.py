@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from pilot_trio.address import BROADCAST_NODE, Address, NetworkId, NodeId, Port
+from pilot_trio.daemon.commands.data import routes
 from pilot_trio.daemon.datagrams import Datagrams
 from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import CommandError, NoRoute, PortNotAllowed, PortsExhausted, RegistryError
@@ -252,11 +253,18 @@ class FakeCarrier:
     def __init__(self) -> None:
         self.sent: list[tuple[int, Packet]] = []
         self.waiting: list[tuple[int, Packet]] = []
+        self.crowded = False
 
     def send_datagrams(self, node: int, datagrams: Sequence[bytes], /) -> bool:
         if node == OTHER:
             self.sent += [(node, decode(each)) for each in datagrams]
         return node == OTHER
+
+    def is_crowded(self, node: int, /) -> bool:
+        return self.crowded and node == OTHER
+
+    async def let_catch_up(self, node: int, /) -> None:
+        self.crowded = False
 
     async def send_datagrams_later(self, node: int, datagrams: Sequence[bytes], /) -> None:
         self.waiting += [(node, decode(each)) for each in datagrams]
@@ -347,3 +355,35 @@ def test_datagrams_that_arrive_together_are_offered_as_one_by_one(sent: list[tup
     assert offers[0] == offers[1]
     assert nodes[0].published == nodes[1].published
     assert nodes[0].datagrams.statistics() == nodes[1].datagrams.statistics()
+
+
+async def test_a_sender_is_told_when_a_node_has_to_catch_up() -> None:
+    sender = Sender()
+    to = Address(NetworkId(0), OTHER)
+    assert not sender.datagrams.send_or_drop(to, Port(80), [b"abc", b"de"])
+    sender.carrier.crowded = True
+    assert sender.datagrams.send_or_drop(to, Port(80), [b"fgh", bytes(65_429)])
+    assert not sender.datagrams.send_or_drop(Address(NetworkId(0), OWN), Port(80), [b"to myself"])
+    await sender.datagrams.let_catch_up(OTHER)
+    assert not sender.datagrams.send_or_drop(to, Port(80), [b"i"])
+
+
+async def test_a_client_that_floods_a_node_is_not_read_meanwhile(nursery: trio.Nursery) -> None:
+    sender = Sender()
+    let_go = trio.Event()
+    sender.carrier.let_catch_up = lambda node: let_go.wait()  # type: ignore[method-assign]
+    node = sender.node
+    node.datagrams = sender.datagrams
+    node.commands = routes(node)
+    client = FakeClient(node, nursery)
+    payload = dial_payload(80, Address(NetworkId(0), OTHER)) + b"x"
+    await client.request(Code.SEND_TO, payload)
+    sender.carrier.crowded = True
+    nursery.start_soon(client.request, Code.SEND_TO, payload)
+    await wait_all_tasks_blocked()
+    assert client.waiting == 1
+    let_go.set()
+    await wait_all_tasks_blocked()
+    assert client.waiting == 0
+    assert len(sender.carrier.sent) == 2
+    assert client.take() == []

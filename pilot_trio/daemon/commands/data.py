@@ -196,8 +196,12 @@ class _DataCommands:
 
     # Datagrams
 
-    def send_to(self, client: Client, requests: Sequence[bytes]) -> None:
-        self._datagrams.send_or_drop(*ipc.read_send_to(requests))
+    def send_to(self, client: Client, requests: Sequence[bytes]) -> Later | None:
+        """Send datagrams; a client that floods a node waits for it in the reader, as one that writes to a stream does."""
+        address, port, data = ipc.read_send_to(requests)
+        if self._datagrams.send_or_drop(address, port, data):
+            return Later(partial(self._datagrams.let_catch_up, address.node))
+        return None
 
     def send_to_confirm(self, client: Client, payload: bytes) -> bytes | Later:
         target = _decode(ipc.decode_send_to, payload, _SEND_TO_PREFIX)

@@ -99,13 +99,14 @@ class Commands:
 
         return Later(wait)
 
-    def record_run(self, client: Client, requests: Sequence[bytes]) -> None:
+    def record_run(self, client: Client, requests: Sequence[bytes]) -> Later | None:
         if requests[0] == CRASH:
             raise ZeroDivisionError("a bug")
         if len(requests[0]) < RUN_HEAD:
             raise CommandError("too short")
         self.runs.append(list(requests))
         self.seen += [(client.client_id, request) for request in requests]
+        return Later(self.gate.wait) if requests[-1].endswith(b"wait") else None
 
     def confirm(self, client: Client, payload: bytes) -> bytes | Later:
         if not payload:

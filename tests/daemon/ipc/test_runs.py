@@ -103,3 +103,25 @@ def test_however_they_arrive_all_are_handled_once_and_in_order(sent: list[tuple[
         assert [payload for _, payload in commands.seen] == expected
 
     run(main)
+
+
+async def test_a_run_that_waits_is_waited_for_by_its_client_alone(bench: Bench) -> None:
+    client, neighbour = await bench.connect(), await bench.connect()
+    client.write(to(b"aa", b"1") + to(b"aa", b"wait") + to(b"ab") + HEALTH)
+    await trio.testing.wait_all_tasks_blocked()
+    assert runs(bench) == [[b"aa1", b"aawait"]]
+    assert await neighbour.ask(HEALTH) == HEALTH_OK[4:]
+    bench.commands.gate.set()
+    assert await client.read_frame() == HEALTH_OK[4:]
+    assert runs(bench) == [[b"aa1", b"aawait"], [b"ab"]]
+
+
+async def test_a_client_that_leaves_while_its_run_waits_is_gone(bench: Bench, autojump_clock: object) -> None:
+    client = await bench.connect()
+    client.write(to(b"aa", b"wait") + to(b"ab"))
+    await trio.testing.wait_all_tasks_blocked()
+    client.close()
+    await trio.testing.wait_all_tasks_blocked()
+    await trio.sleep(2)
+    assert bench.server.client_count == 0
+    assert runs(bench) == [[b"aawait"]]
