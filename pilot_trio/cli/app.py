@@ -125,7 +125,15 @@ def _dispatch(words: list[str], output: Output) -> int:
     found = load(name)
     if found is None:
         return _unknown(name, output)
-    return found.run(Session(output, os.environ), f"{PROGRAM} {name}", rest)
+    from pilot_trio.cli.framework import HelpWanted  # loaded with the command
+
+    try:
+        return found.run(Session(output, os.environ), f"{PROGRAM} {name}", rest)
+    except HelpWanted as wanted:
+        from pilot_trio.cli.click_view import help_text
+
+        sys.stderr.write(help_text(wanted.declared, wanted.path) + "\n")
+        return 0
 
 
 def _unknown(name: str, output: Output) -> int:

@@ -94,6 +94,15 @@ Parameter = Argument | Option
 _declared: dict[Callback, list[Parameter]] = {}  # of functions that are not commands yet
 
 
+class HelpWanted(Exception):
+    """The words ask for the help of a command; `path` is how it was called. To show it is the program's business."""
+
+    def __init__(self, declared: PilotCommand | PilotSubgroup, path: str) -> None:
+        super().__init__(path)
+        self.declared = declared
+        self.path = path
+
+
 class PilotCommand:
     """A command whose words are read by the protocol's grammar. `parameters` of None: they belong to another program."""
 
@@ -121,7 +130,7 @@ class PilotCommand:
         if self.parameters is None:
             return self._function(session, words) or 0
         if HELP_FLAGS.intersection(words):
-            return _show_help(self, path)
+            raise HelpWanted(self, path)
         return self._function(session, **self._read(self.parameters, session, path, words)) or 0
 
     def _read(self, parameters: Sequence[Parameter], session: Session, path: str, words: list[str]) -> dict[str, Any]:
@@ -158,7 +167,7 @@ class PilotSubgroup:
     def run(self, session: Session, path: str, words: list[str]) -> int:
         """Carry out the subcommand that the first word names."""
         if words and words[0] in HELP_FLAGS:
-            return _show_help(self, path)
+            raise HelpWanted(self, path)
         hint = f"available: {', '.join(self.commands)}"
         if not words:
             raise CliError("invalid_argument", f"usage: {path} <subcommand>", hint)
@@ -166,13 +175,6 @@ class PilotSubgroup:
         if member is None:
             raise CliError("invalid_argument", f"unknown {self.name} subcommand: {words[0]}", hint)
         return member.run(session, f"{path} {words[0]}", words[1:])
-
-
-def _show_help(declared: PilotCommand | PilotSubgroup, path: str) -> int:
-    from pilot_trio.cli.click_view import help_text
-
-    sys.stderr.write(help_text(declared, path) + "\n")
-    return 0
 
 
 def command(name: str, *, section: str) -> Callable[[Callback], PilotCommand]:
