@@ -63,10 +63,9 @@ class Run:
     def cut_off(self, segments: int) -> Run:
         """Keep the first `segments`, at least one and not all; return the others, as a run with the same history."""
         kept = segments * self.segment
-        rest = Run.__new__(Run)
-        rest._data, rest._offset = self._data, self._offset + kept
-        rest.start, rest.end, rest.size = self.start + kept, self.end, self.size - kept
-        rest.segment, rest.segments, rest.short = self.segment, self.segments - segments, self.short
+        rest = Run(self.start + kept, self._data, segment=self.segment, short=self.short)
+        rest._offset, rest.end, rest.size = self._offset + kept, self.end, self.size - kept
+        rest.segments = self.segments - segments
         rest.sent_at, rest.transmissions = self.sent_at, self.transmissions
         rest.arrived, rest.lost = self.arrived, self.lost
         rest.delivered = self.delivered
