@@ -25,9 +25,7 @@ import trio
 from pilot_trio.net.transport import Transport
 
 SEND_CALL_MAX: Final = 16 * 1024  # bytes per send call; what the peer must read, at worst, before the next one succeeds
-SEND_BUFFER: Final = (
-    512 * 1024
-)  # bytes asked for, of which Linux grants twice as many, or twice its limit of usually 208 KiB;
+SEND_BUFFER: Final = 512 * 1024  # bytes asked for; Linux grants them twice, or twice its limit, usually 208 KiB:
 # while a client waits for its turn on the processor, a thousand datagrams may arrive for it
 SEND_RETRY_INTERVAL: Final = 0.5  # seconds between sends to a full socket; bounds how late freed room is noticed
 _DISCARD_MAX: Final = 64 * 1024  # bytes of unread input thrown away on close, so that the peer sees EOF, not a reset
