@@ -20,16 +20,16 @@ from pilot_trio.address import Address, Port, SocketAddress
 from pilot_trio.config import StreamLimits
 from pilot_trio.daemon.admission import Admission, CheckTrust, TrustGate
 from pilot_trio.daemon.connection import Connection, ConnState, StateHook
+from pilot_trio.daemon.datagram_sender import DatagramSender, DatagramTunnel
 from pilot_trio.daemon.dialling import KEY_WAIT, Dial, Paths, Resolver
 from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.given_up import GivenUp
-from pilot_trio.daemon.pacing import Pacing
 from pilot_trio.daemon.port_listener import PortListener
 from pilot_trio.daemon.remote_stream import RemoteConnection
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import Carrier, Opened, StreamTable
 from pilot_trio.daemon.turn import Turn
-from pilot_trio.errors import DialCancelled, DialError, DialTimeout, PilotError
+from pilot_trio.errors import DialCancelled, DialError, DialTimeout
 from pilot_trio.net.network import ROUTE_MTU_LEAST, Endpoint
 from pilot_trio.net.timers import Timers
 from pilot_trio.proto.ports import PortTable
@@ -43,21 +43,16 @@ from pilot_trio.wire.tunnel import PILS_HEADER, TAG_SIZE
 
 TIME_WAIT_STEP: Final = 0.02  # seconds; many short streams end together in one turn, and few enough not to be felt
 HEADERS_MAX: Final = 40 + 8 + PILS_HEADER + TAG_SIZE + HEADER_SIZE  # bytes around a payload: IPv6, UDP, tunnel, packet
-CONTACTS_MAX: Final = 256  # unconfirmed datagrams that wait for first contact; more are dropped
 
 _Key = tuple[int, Address, int]  # local port, remote address, remote port
 _log = logging.getLogger("pilot_trio.streams")
 
 
-class Tunnel(Paths, Protocol):
-    """What streams need of the tunnel, beside what their dials do."""
+class Tunnel(Paths, DatagramTunnel, Protocol):
+    """What streams need of the tunnel, beside what dials and datagrams do."""
 
     def send(self, node: int, packet: Packet, /) -> None:
         """Send a packet, or keep it until there is a key; raise `TunnelError`."""
-        ...
-
-    def send_packets(self, node: int, packets: Sequence[bytes], /, *, salvage: bool = False) -> None:
-        """Send encoded packets as `send` does, in this order; again if the key was lost, with `salvage`."""
         ...
 
     def turn(self) -> AbstractContextManager[object]:
@@ -66,14 +61,6 @@ class Tunnel(Paths, Protocol):
 
     def flush(self) -> None:
         """Let what was collected leave now: what comes next in this turn is nothing that anybody waits for."""
-        ...
-
-    async def ping(self, node: int, /) -> float:
-        """Return when a node has answered a ping, with the seconds that it took; raise `PilotError` if it cannot be asked."""
-        ...
-
-    async def ensure(self, node: int, /) -> None:
-        """Make contact with a node, if there is none; raise `NoRoute`. Does not wait for the key."""
         ...
 
     async def wait_for_session(self, node: int, /) -> None:
@@ -126,15 +113,11 @@ class TunnelCarrier(Carrier):
         self._accepted: list[
             tuple[RemoteConnection, PortListener]
         ] = []  # in this turn; their listeners do not know yet
-        self._datagrams: dict[int, list[bytes]] = {}  # {node: encoded ones taken in this turn}
-        self._nursery: trio.Nursery | None = None
         self.turn: Final = Turn(self._settle)
         """Inside, connections are only noted; each is advanced once at the end, and what they send leaves together."""
         timers.around = self.turn  # many short streams end at one time
         self._on_input = self._pump  # bound once: every connection holds it
         self._clock: Callable[[], float] = trio.current_time
-        self._pacing = Pacing(tunnel.ping)
-        self._contacting = 0  # unconfirmed datagrams that wait for first contact
         self.admission: Final = Admission(
             state=state,
             trust=trust,
@@ -146,6 +129,8 @@ class TunnelCarrier(Carrier):
             turn=self.turn,
             accept=self._accept,
         )
+        self.datagrams: Final = DatagramSender(tunnel, self.turn, self.admission.expect_reply)
+        """Those of clients, on their way out; they leave in the same turns."""
 
     def attach(self, table: StreamTable, deliver: Deliver) -> None:
         """Take the table for incoming streams, and the function that gets admitted datagrams."""
@@ -155,15 +140,15 @@ class TunnelCarrier(Carrier):
         self.admission.attach(table)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Hold the tasks that ask the registry about strangers, until cancelled."""
+        """Hold the tasks that ask the registry about strangers, and those that make contact for datagrams, until cancelled."""
         async with trio.open_nursery() as nursery:
-            self._nursery = self.admission.nursery = nursery
+            self.datagrams.nursery = self.admission.nursery = nursery
             self._clock = trio.lowlevel.current_clock().current_time  # half the calls of Trio's function
             task_status.started()
             try:
                 await trio.sleep_forever()
             finally:
-                self._nursery = self.admission.nursery = None
+                self.datagrams.nursery = self.admission.nursery = None
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
@@ -222,57 +207,6 @@ class TunnelCarrier(Carrier):
             done(outcome)
 
         return Dial(connection, self._tunnel, self._resolver, count_and_tell)
-
-    def send_datagrams(self, node: int, datagrams: Sequence[bytes]) -> bool:
-        """Send datagrams if there is a tunnel to their node, in a turn at its end; False if contact has to be made first.
-
-        Raises:
-          TunnelError: not all of them were taken.
-        """
-        if not self._tunnel.has_session(node):
-            return False
-        if self.turn.depth:
-            self._datagrams.setdefault(node, []).extend(datagrams)
-        else:
-            self._tunnel.send_packets(node, datagrams, salvage=True)
-        if self._nursery is not None:
-            self._pacing.count(node, len(datagrams), sum(map(len, datagrams)), self._nursery)
-        return True
-
-    def is_crowded(self, node: int) -> bool:
-        """Say whether senders should `let_catch_up` a node before they send more datagrams to it."""
-        return self._pacing.crowded(node)
-
-    async def let_catch_up(self, node: int) -> None:
-        """Wait a moment until a node has taken what was sent to it, if it is near."""
-        await self._pacing.wait(node)
-
-    async def send_datagrams_later(self, node: int, datagrams: Sequence[bytes]) -> None:
-        """Make contact with a node, then hand datagrams to the tunnel, which keeps them until there is a key.
-
-        Raises:
-          NoRoute, TunnelError: not all of them were taken.
-        """
-        await self._tunnel.ensure(node)
-        self.admission.expect_reply(node)
-        self._tunnel.send_packets(node, datagrams, salvage=True)
-
-    def send_datagrams_soon(self, node: int, datagrams: Sequence[bytes]) -> int:
-        """Make contact in the background; return how many of the datagrams wait for that, no more than there is room for."""
-        count = min(len(datagrams), CONTACTS_MAX - self._contacting)
-        if self._nursery is None or not count:
-            return 0
-        self._contacting += count
-        self._nursery.start_soon(self._contact, node, datagrams[:count])
-        return count
-
-    async def _contact(self, node: int, datagrams: Sequence[bytes]) -> None:
-        try:
-            await self.send_datagrams_later(node, datagrams)
-        except PilotError as exc:
-            _log.debug("datagrams not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
-        finally:
-            self._contacting -= len(datagrams)
 
     # --- in ----------------------------------------------------------------------------------------------------------
 
@@ -395,11 +329,11 @@ class TunnelCarrier(Carrier):
         In this order, because whoever listens may answer at once, and an answer carries the acknowledgment. What cannot
         lead to an answer waits until the packets have left: somebody waits for these.
         """
-        if not (self._touched or self._datagrams or self._accepted):
+        if not (self._touched or self.datagrams.waiting or self._accepted):
             return
         with self._tunnel.turn():
-            if self._datagrams:
-                self._send_datagrams()
+            if self.datagrams.waiting:
+                self.datagrams.flush()
             while self._touched or self._accepted:
                 touched = self._touched
                 for connection in touched:  # it may grow meanwhile
@@ -475,16 +409,6 @@ class TunnelCarrier(Carrier):
             _log.exception("stream reset", extra={"kv": {"conn_id": connection.conn_id}})
             connection.detach()
             connection.reset()
-
-    def _send_datagrams(self) -> None:
-        waiting, self._datagrams = self._datagrams, {}
-        for node, packets in waiting.items():
-            try:
-                self._tunnel.send_packets(node, packets, salvage=True)
-            except (
-                TunnelError
-            ) as exc:  # the tunnel has ended since they were taken: so they are lost, as datagrams may be
-                _log.debug("datagrams not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
 
     def _pump(self, connection: RemoteConnection) -> None:
         """Advance a connection: now, or at the end of the turn that is under way."""

@@ -221,7 +221,7 @@ class Node:
             members=self.networks.members,
             admin_token=config.admin_token,
             events=self.events,
-            carrier=self.carrier,
+            carrier=self.carrier.datagrams,
             turn=self.carrier.turn,
         )
         self.services: Final = BuiltinServices(

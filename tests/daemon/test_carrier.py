@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.config import StreamLimits
-from pilot_trio.daemon.carrier import CONTACTS_MAX
 from pilot_trio.daemon.connection import Connection
+from pilot_trio.daemon.datagram_sender import CONTACTS_MAX
 from pilot_trio.daemon.dialling import KEY_WAIT
 from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
 from pilot_trio.daemon.pacing import BURST, BURSTS_MAX, DATAGRAM_COST
@@ -573,7 +573,7 @@ async def test_datagrams_of_one_turn_leave_together_and_in_order(autojump_clock:
         ]
         with one.carrier.turn:
             for packet in packets:
-                assert one.carrier.send_datagrams(2, [packet.encode()])
+                assert one.carrier.datagrams.send_datagrams(2, [packet.encode()])
             assert wire.sent == []
         assert runs == [[packet.encode() for packet in packets]]
         await trio.sleep(1)
@@ -584,10 +584,10 @@ async def test_datagrams_whose_tunnel_ends_in_their_turn_are_lost_and_nothing_el
     async with joined() as (one, two, wire):
         packet = Packet(0, DATAGRAM, one.address, two.address, 50_000, 6000, payload=b"late")
         with one.carrier.turn:
-            assert one.carrier.send_datagrams(2, [packet.encode()])
+            assert one.carrier.datagrams.send_datagrams(2, [packet.encode()])
             gone = wire.nodes.pop(2)
         wire.nodes[2] = gone
-        assert one.carrier.send_datagrams(2, [packet.encode()])
+        assert one.carrier.datagrams.send_datagrams(2, [packet.encode()])
         await trio.sleep(1)
         assert len(two.datagrams) == 1
 
@@ -650,31 +650,31 @@ async def test_datagrams_of_first_contact_wait_in_order_and_no_more_of_them_than
             for n in range(CONTACTS_MAX + 5)
         ]
         encoded = [packet.encode() for packet in packets]
-        assert one.carrier.send_datagrams_soon(2, encoded[:10]) == 10
-        assert one.carrier.send_datagrams_soon(2, encoded[10:]) == CONTACTS_MAX - 10
-        assert one.carrier.send_datagrams_soon(2, encoded[-1:]) == 0
+        assert one.carrier.datagrams.send_datagrams_soon(2, encoded[:10]) == 10
+        assert one.carrier.datagrams.send_datagrams_soon(2, encoded[10:]) == CONTACTS_MAX - 10
+        assert one.carrier.datagrams.send_datagrams_soon(2, encoded[-1:]) == 0
         await trio.sleep(1)
         assert sorted(two.datagrams, key=lambda packet: int(packet.payload)) == packets[:CONTACTS_MAX]
         assert [packet for packet in two.datagrams if int(packet.payload) >= 10] == packets[10:CONTACTS_MAX]
-        assert one.carrier.send_datagrams_soon(7, encoded[:3]) == 3  # nobody knows that node
+        assert one.carrier.datagrams.send_datagrams_soon(7, encoded[:3]) == 3  # nobody knows that node
         await trio.sleep(1)
-        assert one.carrier.send_datagrams_soon(2, encoded) == CONTACTS_MAX
+        assert one.carrier.datagrams.send_datagrams_soon(2, encoded) == CONTACTS_MAX
 
 
 async def test_a_flood_of_datagrams_is_held_up_until_their_node_answers(autojump_clock: Clock) -> None:
     async with joined() as (one, two, _):
         run = [Packet(0, DATAGRAM, one.address, two.address, 50_000, 6000, payload=bytes(966)).encode()] * 64
         runs = 0
-        while not one.carrier.is_crowded(2):
-            assert one.carrier.send_datagrams(2, run)
+        while not one.carrier.datagrams.is_crowded(2):
+            assert one.carrier.datagrams.send_datagrams(2, run)
             runs += 1
         cost = 64 * (1000 + DATAGRAM_COST)
         assert BURSTS_MAX * BURST <= runs * cost < BURSTS_MAX * (BURST + cost)
         held_up_at = trio.current_time()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(one.carrier.let_catch_up, 2)
+            nursery.start_soon(one.carrier.datagrams.let_catch_up, 2)
             await trio.sleep(0.05)
             one.tunnel.answers.set()
         assert trio.current_time() == held_up_at + 0.05
         assert set(one.tunnel.pinged) == {2}
-        assert not one.carrier.is_crowded(2)
+        assert not one.carrier.datagrams.is_crowded(2)
