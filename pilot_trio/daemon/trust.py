@@ -79,10 +79,10 @@ class TrustService:
             self._store,
             self._courier,
             self._journal,
-            settle=self._settle,
-            changed=self._changed,
-            now=wall_time,
-            auto_approve=auto_approve,
+            self._settle,
+            self._changed,
+            wall_time,
+            auto_approve,
         )
         self._mailbox: Mailbox = Mailbox(
             state, registry, self._messages.on_relayed_request, self._messages.on_relayed_response, keepalive, jitter
