@@ -55,7 +55,7 @@ class Connection:
         self._receiver = Receiver(0)
         self._closing = Closing()
         self._liveness = Liveness(settings, now)
-        self._syn_at = -inf  # when the SYN left, if it left only once
+        self._handshake_at = -inf  # when our half of it left, if it left only once and is not answered yet
         self._write_blocked = False
         self._end_announced = False
         self.events: deque[Event] = deque()  # what the shell has to act upon; `next_event` takes the oldest
@@ -82,7 +82,7 @@ class Connection:
         """
         connection = cls(local, remote, State.SYN_SENT, settings or StreamSettings(), budget or Budget(), now)
         connection.send_syn()
-        connection._syn_at = now
+        connection._handshake_at = now
         return connection
 
     @classmethod
@@ -95,6 +95,7 @@ class Connection:
         connection = cls(local, remote, State.ESTABLISHED, settings or StreamSettings(), budget or Budget(), now)
         connection._synchronise(syn, now)
         connection._send_syn_ack()
+        connection._handshake_at = now
         return connection
 
     # --- the user's side ---------------------------------------------------------------------------------------------
@@ -217,7 +218,7 @@ class Connection:
                 self._send_syn_ack()  # ours was lost
         elif self.state is State.SYN_SENT:
             self._synchronise(packet, now)
-            self._sender.on_handshake(now - self._syn_at, now)
+            self._note_handshake(now)
             self.state = State.ESTABLISHED
             if self._sender.peer_is_reference:
                 self._receiver.owe()
@@ -229,6 +230,10 @@ class Connection:
         self._receiver.data.position = seq_add(packet.seq, 1)
         self._sender.open_window(packet.window)
         self._liveness.start(now)
+
+    def _note_handshake(self, now: float) -> None:
+        self._sender.on_handshake(now - self._handshake_at, now)
+        self._handshake_at = -inf
 
     def _on_reset(self) -> None:
         if self.state is State.SYN_SENT:
@@ -276,6 +281,8 @@ class Connection:
             self.sacks_received += len(blocks)
         if self.state is State.TIME_WAIT or self.state is State.CLOSED:
             return  # everything was answered
+        if self._handshake_at != -inf:
+            self._note_handshake(now)
         bare = not payload or blocks is not None
         sender = self._sender
         una = sender.snd_una
@@ -335,10 +342,11 @@ class Connection:
 
     def send_syn(self) -> None:
         """Queue the SYN, for the first time or again."""
-        self._syn_at = -inf  # whatever is answered now: it may be another one (Karn)
+        self._handshake_at = -inf  # whatever is answered now: it may be another one (Karn)
         self._outbox.put(SYN, window=self._receiver.window_field())
 
     def _send_syn_ack(self) -> None:
+        self._handshake_at = -inf
         self._outbox.put(SYN | ACK, ack=self._receiver.data.rcv_nxt, window=self._receiver.window_field())
 
     def _send_data(self, out: list[bytes], now: float) -> None:

@@ -25,6 +25,13 @@ class RttEstimator:
     min_rtt: float = float("inf")
     _recent_min: float = float("inf")  # smallest since `_window_start`; becomes `min_rtt` when the window is over
     _window_start: float = float("-inf")
+    _is_bound: bool = False  # the estimate is from `on_bound`
+
+    def on_bound(self, rtt: float, now: float) -> None:
+        """Take a round trip that was not longer than this, before there is a sample; the first one takes its place."""
+        if self.srtt == 0.0:
+            self.on_sample(rtt, now)
+            self._is_bound = True
 
     def on_sample(self, rtt: float, now: float) -> None:
         """Fold one round-trip sample into the estimate.
@@ -33,9 +40,10 @@ class RttEstimator:
           rtt: seconds from transmission to acknowledgement; never of a segment sent twice (Karn).
           now: the current time.
         """
-        if self.srtt == 0.0:
+        if self.srtt == 0.0 or self._is_bound:
             # (2.2) SRTT <- R, RTTVAR <- R/2
             self.srtt, self.rttvar = rtt, rtt / 2
+            self._is_bound = False
         else:
             # (2.3) RTTVAR <- 3/4 RTTVAR + 1/4 |SRTT - R'|, SRTT <- 7/8 SRTT + 1/8 R'; in this order
             off = rtt - self.srtt

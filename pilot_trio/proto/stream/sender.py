@@ -101,13 +101,14 @@ class Sender:
         self.peer_is_reference = window <= REFERENCE_WINDOW_MAX
 
     def on_handshake(self, rtt: float, now: float) -> None:
-        """Take the time that the answer to a SYN took for a first round trip.
+        """Take the time that the answer to our half of the handshake took for a first round trip.
 
-        Whoever answers may have had to ask the registry, and the SYN may have waited for a key. So one that would make us
-        wait for longer than not knowing does not count.
+        It may be too long, never too short: whoever answers a SYN may have had to ask the registry, the SYN may have waited
+        for a key, and what answers a SYN-ACK may have waited for data. So one that would make us wait for longer than not
+        knowing does not count.
         """
         if rtt < HANDSHAKE_RTT_MAX:
-            self.rtt.on_sample(max(0.0, rtt), now)
+            self.rtt.on_bound(max(0.0, rtt), now)
 
     def on_ack(self, seq: int, window: int, blocks: list[Block] | None, now: float, *, bare: bool) -> bool:
         """Work in an acknowledgment; return True if it brought something new.

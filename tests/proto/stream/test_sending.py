@@ -10,7 +10,7 @@ from pilot_trio.proto.stream.sender import HANDSHAKE_RTT_MAX
 from pilot_trio.proto.stream.settings import SEGMENT, SEND_BUFFER
 
 from .link import Link, Path
-from .segment_script import Script, dialling, established
+from .segment_script import Script, accepted, dialling, established
 
 
 def quiet(window: int = 512) -> Script:
@@ -304,6 +304,24 @@ def test_the_handshake_is_a_round_trip_to_begin_with() -> None:
     script.sends_until(0.31, (0.305, "ACK 1 1 4096 +100"))  # a tail probe after two of them
 
 
+def test_who_accepts_has_a_round_trip_from_what_comes_first() -> None:
+    script = accepted()
+    script.until(0.1)
+    script.gets("ACK 1 1 512 +10")
+    assert script.machine.row()["srtt_ms"] == 100.0
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_who_accepts_learns_nothing_from_a_silent_client_or_a_repeated_answer(repeated: bool) -> None:
+    script = accepted()
+    if repeated:
+        script.gets("SYN 0 0 512")
+        script.sends("SYN|ACK 0 1 4096")
+    script.until(0.1 if repeated else HANDSHAKE_RTT_MAX + 0.01)
+    script.gets("ACK 1 1 512 +10")
+    assert script.machine.row()["srtt_ms"] == 0
+
+
 @pytest.mark.parametrize("repeated", [False, True])
 def test_a_handshake_that_took_long_or_was_repeated_tells_nothing(repeated: bool) -> None:
     script = dialling()
@@ -338,3 +356,14 @@ def test_a_request_reply_stream_has_not_learned_that_its_path_is_slow() -> None:
     script.writes(1 << 20)
     script.until(script.now + 0.039)
     assert len(script._out) >= 30  # a first window in a round trip, as on a fresh stream
+
+
+def test_the_first_real_round_trip_takes_the_place_of_the_handshakes() -> None:
+    script = accepted()
+    script.until(0.3)
+    script.gets("ACK 1 1 512 +10")
+    assert script.machine.row()["srtt_ms"] == 300.0
+    script.writes(10)
+    script.until(0.32)
+    script.gets("ACK 11 11 512")
+    assert script.machine.row()["srtt_ms"] == 20.0
