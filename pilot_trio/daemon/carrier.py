@@ -44,6 +44,9 @@ from pilot_trio.wire.tunnel import PILS_HEADER, TAG_SIZE
 TIME_WAIT_STEP: Final = 0.02  # seconds; many short streams end together in one turn, and few enough not to be felt
 HEADERS_MAX: Final = 40 + 8 + PILS_HEADER + TAG_SIZE + HEADER_SIZE  # bytes around a payload: IPv6, UDP, tunnel, packet
 
+FEW: Final = 4  # streams; of so many the ending ones' packets, which nobody waits for, leave after the others'
+
+_WAITED_FOR: Final = frozenset({MachineState.SYN_SENT, MachineState.ESTABLISHED})
 _Key = tuple[int, Address, int]  # local port, remote address, remote port
 _log = logging.getLogger("pilot_trio.streams")
 
@@ -350,6 +353,15 @@ class TunnelCarrier(Carrier):
                     self._hand_over()
 
     def _send_all(self, connections: Sequence[RemoteConnection]) -> None:
+        """Send what stream machines have to send; of a few, first what somebody waits for. Of many, one batch costs less."""
+        if 1 < len(connections) <= FEW:
+            ending = [c for c in connections if c.machine.state not in _WAITED_FOR]
+            if 0 < len(ending) < len(connections):
+                self._send_batch([c for c in connections if c.machine.state in _WAITED_FOR])
+                connections = ending
+        self._send_batch(connections)
+
+    def _send_batch(self, connections: Sequence[RemoteConnection]) -> None:
         """Send what stream machines have to send; packets in a row to one node go to the tunnel together."""
         now = self._clock()
         to, out = 0, list[bytes]()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.config import StreamLimits
+from pilot_trio.daemon.carrier import FEW
 from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.datagram_sender import CONTACTS_MAX
 from pilot_trio.daemon.dialling import KEY_WAIT
@@ -300,6 +301,26 @@ class TestDialsWithoutATask:
             await trio.sleep(0.1)
             assert batches[:2] == [16, 16]  # the questions, the answers; acknowledgments wait for data
             assert len(outcomes) == 16
+
+
+@pytest.mark.parametrize(("ending", "expected"), [(1, [SYN, FIN]), (FEW, [FIN] * FEW + [SYN])])
+async def test_of_few_streams_what_somebody_waits_for_leaves_first(
+    ending: int, expected: list[int], autojump_clock: Clock
+) -> None:
+    async with joined() as (one, two, wire):
+        listen(two.streams, 5000, "server")
+        open_ones = [await one.streams.dial(two.address, 5000, owner="client") for _ in range(ending)]
+        await trio.sleep(1)
+        wire.sent.clear()
+        outcomes: list[object] = []
+        with one.carrier.turn:
+            for connection in open_ones:
+                connection.close()
+            one.streams.begin_dial(two.address, 5000, owner="client", done=outcomes.append)
+        assert [packet.flags for _, packet in wire.sent] == expected
+        await trio.sleep(20)
+        assert isinstance(outcomes[0], Connection)
+        assert [row["state"] for row in one.streams.rows()] == ["ESTABLISHED"]
 
 
 async def test_closing_delivers_what_was_written_and_frees_everything(autojump_clock: Clock) -> None:
