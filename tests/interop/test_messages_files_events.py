@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +38,7 @@ class Setup:
 
     home: GoHome
     program: tuple[str, ...]
+    daemon: str = "ours"
 
     @property
     def inbox(self) -> Path:
@@ -90,7 +91,7 @@ async def open_setup(make: MakeHome, pair: tuple[str, str], **environment: str) 
         program = (str(home.programs.ctl),) if ctl == "pilotctl" else CTL
         opened = open_go_daemon if daemon == "go" else open_our_daemon
         async with opened(home, "-public", "-hostname", "alpha"):
-            yield Setup(home, program)
+            yield Setup(home, program, daemon)
 
 
 @pytest.fixture(params=PAIRS, ids=["-on-".join(pair) for pair in PAIRS])
@@ -208,10 +209,11 @@ async def test_an_unknown_target_or_message_is_not_found(setup: Setup) -> None:
     assert (await setup.error("received --clear"))[0] == "not_found"
 
 
+@pytest.mark.timeout(180)
 async def test_the_largest_message_passes_and_one_byte_more_does_not(setup: Setup) -> None:
     limit = (64 << 20) - 4096
     path = setup.file("large", bytes(limit))
-    sent = await setup.data(f"send-message 1 --type binary --data-file {path}")
+    sent = await send_much(setup, f"send-message 1 --type binary --data-file {path}")
     assert sent["ack"] == f"ACK BINARY {limit} bytes"
     assert setup.messages()[0]["bytes"] == limit
     path = setup.file("larger", bytes(limit + 1))
@@ -220,6 +222,14 @@ async def test_the_largest_message_passes_and_one_byte_more_does_not(setup: Setu
         f"message is {limit + 1} bytes; one message can carry at most {limit} (use send-file for larger payloads)"
     )
     assert (code, text) == ("invalid_argument", expected)
+
+
+async def send_much(setup: Setup, words: str) -> dict[str, Any]:
+    """Send; the original's daemon gets two more chances, as its streams stop for good now and then when much is to be sent."""
+    for _ in range(0 if setup.daemon == "ours" else 2):
+        with suppress(trio.TooSlowError):
+            return await setup.data(words)
+    return await setup.data(words)
 
 
 async def test_the_inbox_is_listed_filtered_read_and_cleared(make_go_home: MakeHome) -> None:
