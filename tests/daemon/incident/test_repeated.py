@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import socket
-import statistics
 import tempfile
 import tracemalloc
 from collections.abc import Iterator
@@ -83,9 +82,10 @@ async def test_fifty_incidents_leave_nothing_behind(
                 memory_after.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    # What leaks shows in every period. A table of the interpreter that grows once, however much, shows in a few of them.
+    # What leaks shows in every period. A table of the interpreter that grows once, however much, is missing from one at
+    # least: periods overlap, so a step in the middle is part of nearly all of them and their median would be the step.
     growth = [later - earlier for earlier, later in zip(memory_after, memory_after[PERIOD:], strict=False)]
-    assert statistics.median(growth) < GROWTH_MAX
+    assert min(growth) < GROWTH_MAX
     counted = bench.server.statistics()
     assert counted.cut_clients == ROUNDS + 1
     assert (counted.clients, counted.in_flight, counted.queued_frames, counted.queued_bytes) == (0, 0, 0, 0)
