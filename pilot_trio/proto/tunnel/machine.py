@@ -98,6 +98,8 @@ class TunnelMachine:
     def ensure(self, node: int, now: float) -> None:
         """Make contact with a node: resolve it unless its endpoint is known, exchange keys unless there is a session."""
         peer = self._core.peers.get(node)
+        if peer is not None:
+            peer.used_at = now
         if peer is None or (peer.route.address is None and not peer.route.relay):
             self._core.events.append(RouteNeeded(node))
         elif peer.session is None and peer.exchange is None and now >= peer.cooldown_until:
@@ -105,18 +107,17 @@ class TunnelMachine:
 
     def on_route(self, node: int, answer: RouteAnswer | None, now: float) -> None:
         """Take the answer to `RouteNeeded`; None if the node could not be resolved."""
-        core = self._core
-        known = core.peers.get(node)
         if answer is None:
             return
-        if known is not None:
-            known.route.hidden = answer.relay_only
-            if known.session is not None and not answer.relay_only:
-                self._paths.try_endpoint(known, answer.address, now)
-                return
-        peer = known or core.peer(node, now)
-        peer.used_at = now
+        core = self._core
+        peer = core.peers.get(node)
+        if peer is None:
+            peer = core.peer(node, now)
+            peer.used_at = now  # later answers are no use: a path reset asks, too, and a dead peer would be sought for ever
         peer.route.hidden = answer.relay_only
+        if peer.session is not None and not answer.relay_only:
+            self._paths.try_endpoint(peer, answer.address, now)
+            return
         if answer.relay_only or core.settings.relay_only:
             core.turn_to_relay(peer, RELAY_ONLY, pin=True)
         elif not answer.same_lan:

@@ -48,3 +48,17 @@ def test_a_peer_that_counts_anew_under_the_same_key_is_taken_at_once() -> None:
         session.open(peer.seal(b"before"))
     again = Sealer(KEY, PEER, b"anew")
     assert [session.open(again.seal(b"after"))[1] for _ in range(10)] == [Verdict.FRESH] * 10
+
+
+def test_a_peer_that_counts_anew_again_and_again_makes_us_keep_five_windows() -> None:
+    session, peer = session_and_peer()
+    first = peer.seal(b"first")
+    session.open(first)
+    for number in range(5):
+        assert session.open(first)[1] is Verdict.REPLAY  # and the latest use of a window keeps it
+        assert session.open(Sealer(KEY, PEER, b"new%d" % number).seal(b"x"))[1] is Verdict.FRESH
+        assert len(session.past.seen) == min(number + 2, 5)
+    assert session.open(first)[1] is Verdict.REPLAY
+    for number in range(5):
+        session.open(Sealer(KEY, PEER, b"odd%d" % number).seal(b"x"))
+    assert b"peer" not in [prefix for prefix, _ in session.past.seen]
