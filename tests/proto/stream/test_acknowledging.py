@@ -91,6 +91,16 @@ def test_a_reference_sender_gets_an_answer_to_each_early_segment() -> None:
     script.sends(*["ACK 1 1 4096 [11-41]"] * 3)
 
 
+def test_a_reference_sender_can_count_three_answers_to_three_early_segments_of_a_batch_that_began_in_order() -> None:
+    script = established()
+    script.gets(*(f"ACK {1 + 1152 * index} 1 512 +1152" for index in (0, 1, 2, 3, 5, 6, 7)))
+    window, gap = RECEIVE_SLOTS - 4, 1 + 4 * 1152
+    script.sends(
+        f"ACK 1 {1 + 3 * 1152} {window}",
+        *[f"ACK 1 {gap} {window} [{gap + 1152}-{gap + 4 * 1152}]"] * 4,  # the first brings progress: it does not count
+    )
+
+
 def test_our_own_kind_gets_one_answer_to_a_batch() -> None:
     script = established(4096)
     script.gets("ACK 11 1 4096 +10", "ACK 21 1 4096 +10", "ACK 31 1 4096 +10")
