@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Protocol
-from weakref import WeakValueDictionary
 
 import trio
 
@@ -33,7 +32,7 @@ from pilot_trio.errors import DialCancelled, DialError, DialTimeout
 from pilot_trio.net.network import ROUTE_MTU_LEAST, Endpoint
 from pilot_trio.net.timers import Timers
 from pilot_trio.proto.ports import PortTable
-from pilot_trio.proto.stream.budget import Budget
+from pilot_trio.proto.stream.budget import Budget, Budgets
 from pilot_trio.proto.stream.connection import Connection as Machine
 from pilot_trio.proto.stream.connection import State as MachineState
 from pilot_trio.proto.stream.settings import SEGMENT, StreamSettings
@@ -108,7 +107,7 @@ class TunnelCarrier(Carrier):
         self._timers = timers
         self._settings = StreamSettings(limits.idle_timeout, limits.keepalive, limits.time_wait)
         self._route_mtu = route_mtu
-        self._budgets: WeakValueDictionary[int, Budget] = WeakValueDictionary()
+        self._budgets = Budgets()
         self._connections: dict[_Key, RemoteConnection] = {}
         self._given_up: GivenUp[_Key] = GivenUp()
         self._open_to: dict[int, int] = {}  # {node: connections that are not finished}
@@ -289,17 +288,18 @@ class TunnelCarrier(Carrier):
         listener.coming += 1
 
     def _budget(self, node: int) -> Budget:
-        """Return what all streams to a node share; it lasts as long as one of them."""
+        """Return what all streams to a node share."""
         budget = self._budgets.get(node)
         if budget is None:
-            budget = self._budgets[node] = Budget(self._segment_limit(self._tunnel.path(node)))
+            budget = Budget(self._segment_limit(self._tunnel.path(node)))
+            self._budgets.add(node, budget)
         return budget
 
     def on_path(self, node: int, path: Endpoint | None) -> None:
         """Note that a node is reached in another way: at this endpoint, or None for by relay."""
         budget = self._budgets.get(node)
         if budget is not None:
-            budget.segment_size.on_path(self._segment_limit(path))
+            budget.on_path(self._segment_limit(path))
 
     def _segment_limit(self, path: Endpoint | None) -> int:
         """Return how much payload a segment may have, going by this machine's own link; relays take small ones."""

@@ -55,7 +55,7 @@ class Connection:
         self._receiver = Receiver(0)
         self._closing = Closing()
         self._liveness = Liveness(settings, now)
-        self._handshake_at = -inf  # when our half of it left, if it left only once and is not answered yet
+        self._handshake_at = now  # when our half of it left first; -inf once it is answered
         self._write_blocked = False
         self._end_announced = False
         self.events: deque[Event] = deque()  # what the shell has to act upon; `next_event` takes the oldest
@@ -82,7 +82,6 @@ class Connection:
         """
         connection = cls(local, remote, State.SYN_SENT, settings or StreamSettings(), budget or Budget(), now)
         connection.send_syn()
-        connection._handshake_at = now
         return connection
 
     @classmethod
@@ -95,7 +94,6 @@ class Connection:
         connection = cls(local, remote, State.ESTABLISHED, settings or StreamSettings(), budget or Budget(), now)
         connection._synchronise(syn, now)
         connection._send_syn_ack()
-        connection._handshake_at = now
         return connection
 
     # --- the user's side ---------------------------------------------------------------------------------------------
@@ -342,11 +340,9 @@ class Connection:
 
     def send_syn(self) -> None:
         """Queue the SYN, for the first time or again."""
-        self._handshake_at = -inf  # whatever is answered now: it may be another one (Karn)
         self._outbox.put(SYN, window=self._receiver.window_field())
 
     def _send_syn_ack(self) -> None:
-        self._handshake_at = -inf
         self._outbox.put(SYN | ACK, ack=self._receiver.data.rcv_nxt, window=self._receiver.window_field())
 
     def _send_data(self, out: list[bytes], now: float) -> None:

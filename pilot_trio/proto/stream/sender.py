@@ -11,7 +11,7 @@ from typing import Any, Final
 from pilot_trio.proto.stream.budget import STREAM_SHARE, Budget
 from pilot_trio.proto.stream.congestion import Congestion
 from pilot_trio.proto.stream.outgoing import Outgoing
-from pilot_trio.proto.stream.rtt import RTO_INITIAL, RTO_MAX, RttEstimator
+from pilot_trio.proto.stream.rtt import RTO_INITIAL, RTO_MAX
 from pilot_trio.proto.stream.send_queue import Run, SendQueue
 from pilot_trio.proto.stream.settings import (
     ABANDON_AFTER,
@@ -52,7 +52,7 @@ class Sender:
     )  # fmt: skip
 
     def __init__(self, budget: Budget, now: float) -> None:
-        self.rtt = RttEstimator()
+        self.rtt = budget.begin_stream(now)
         self.congestion = Congestion(now)
         self.queue = SendQueue()
         self.outgoing = Outgoing()
@@ -101,11 +101,11 @@ class Sender:
         self.peer_is_reference = window <= REFERENCE_WINDOW_MAX
 
     def on_handshake(self, rtt: float, now: float) -> None:
-        """Take the time that the answer to our half of the handshake took for a first round trip.
+        """Take the time from our half of the handshake to its answer for a first round trip.
 
         It may be too long, never too short: whoever answers a SYN may have had to ask the registry, the SYN may have waited
-        for a key, and what answers a SYN-ACK may have waited for data. So one that would make us wait for longer than not
-        knowing does not count.
+        for a key, what answers a SYN-ACK may have waited for data, and the first of either may have been lost. So one that
+        would make us wait for longer than not knowing does not count.
         """
         if rtt < HANDSHAKE_RTT_MAX:
             self.rtt.on_bound(max(0.0, rtt), now)

@@ -38,10 +38,16 @@ class Link:
     """Two connections and the path between them; `a` dials `b`."""
 
     def __init__(
-        self, path: Path, seed: int = 0, settings: StreamSettings | None = None, *, segment_limit: int = SEGMENT
+        self,
+        path: Path,
+        seed: int = 0,
+        settings: StreamSettings | None = None,
+        *,
+        segment_limit: int = SEGMENT,
+        budgets: list[Budget] | None = None,
     ) -> None:
         self.path = path
-        self.budgets = [Budget(segment_limit), Budget(segment_limit)]
+        self.budgets = budgets or [Budget(segment_limit), Budget(segment_limit)]
         self.now = 0.0
         self.random = random.Random(seed)
         self.ends: list[Connection | None] = [None, None]
@@ -137,12 +143,15 @@ class Link:
             self.step()
         self.now = end
 
+    def lose_what_is_under_way(self) -> None:
+        self._heap.clear()
+
     def connect(self) -> None:
         """Open the connection, repeating the SYN as a dialler would."""
         retry = 0.25
         for _ in range(12):
             deadline = self.now + retry
-            while self.a.state is State.SYN_SENT and self.now < deadline and self._heap:
+            while self.a.state is State.SYN_SENT and self._heap and self._heap[0][0] < deadline:
                 self.step()
             if self.a.state is not State.SYN_SENT:
                 break
