@@ -113,7 +113,7 @@ class TunnelMachine:
         peer = core.peers.get(node)
         if peer is None:
             peer = core.peer(node, now)
-            peer.used_at = now  # later answers are no use: a path reset asks, too, and a dead peer would be sought for ever
+            peer.used_at = now  # no later answer is: a path reset asks, too, and a dead peer would be sought for ever
         peer.route.hidden = answer.relay_only
         if peer.session is not None and not answer.relay_only:
             self._paths.try_endpoint(peer, answer.address, now)
