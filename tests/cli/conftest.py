@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import pytest
 
 from pilot_trio.cli.app import run as run_app
-from tests.cli.fake_daemon import FakeDaemon, fake_daemon
+from tests.cli.fake_daemon import FakeDaemon, fake_daemon, patient_poll
 
 NOBODY = "127.0.0.1:1"  # a registry that refuses connections
 
@@ -49,8 +50,15 @@ class Cli(Protocol):
     def __call__(self, *words: str) -> Result: ...
 
 
+def relative_weight(command: Sequence[str], environment: Mapping[str, str]) -> float:
+    """Return how much longer a program computes than an interpreter that loads two modules of its own: on any machine."""
+    plain = (sys.executable, "-c", "import json, socket")
+    runs = [(computing_time(command, environment), computing_time(plain, environment)) for _ in range(5)]
+    return min(ours for ours, _ in runs) / min(theirs for _, theirs in runs)
+
+
 def computing_time(command: Sequence[str], environment: Mapping[str, str]) -> float:
-    """Run a program; return how many seconds it has computed, which other work on the machine does not change."""
+    """Run a program; return how many seconds it has computed, which other work on the machine changes little."""
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -91,7 +99,8 @@ def cli(home: Path, capfd: pytest.CaptureFixture[str]) -> Cli:
 
 
 @pytest.fixture
-def daemon(home: Path) -> Iterator[FakeDaemon]:
+def daemon(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDaemon]:
     """A scripted daemon on the socket that the commands use."""
     with fake_daemon(home / "s") as running:
+        monkeypatch.setattr("pilot_trio.cli.ipc_client.select", patient_poll(running))
         yield running

@@ -2,18 +2,25 @@
 
 Node 5 answers. Port 7 echoes, port 8 answers `hi` once and closes, port 9 refuses, port 10 never answers; a bound port gets
 one stream with `hello` at once. Replies can be replaced per command code, delayed, or left out.
+
+However busy the machine, `patient_poll` lets a command run into its deadline only when the daemon has nothing more to say.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import select
 import socket
 import struct
+import termios
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Final
 
 from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.wire import ipc
@@ -24,6 +31,8 @@ NODE = NodeId(5)
 ADDRESS = Address(NetworkId(0), NODE)
 PEER = Address(NetworkId(0), NodeId(6))
 Reply = Callable[[bytes], Iterable[bytes]]
+
+PATIENCE: Final = 20.0  # seconds for a thread of the daemon to get its turn
 
 CONNECTION_ROW: dict[str, Any] = {
     "id": 3, "local_port": 7, "remote_port": 49152, "remote_addr": str(PEER), "state": "ESTABLISHED", "cong_win": 65536,
@@ -79,6 +88,8 @@ class FakeDaemon:
         self.greeting: list[bytes] = []  # frames pushed to every client at once
         self._ports: dict[int, int] = {}  # {connection: port}
         self._next_conn = 1
+        self._greeted = 0  # clients
+        self._busy = 0  # threads between taking a request and having sent its reply
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen(16)
@@ -95,6 +106,13 @@ class FakeDaemon:
         with self._arrival:
             assert self._arrival.wait_for(lambda: code in self.codes(), timeout=5)
             return [payload for found, payload in self.requests if found == code][-1]
+
+    def settle(self, sock: socket.socket, clients: int) -> None:
+        """Wait until so many clients were greeted, and everything that came from `sock` was answered or left unanswered."""
+        by = time.monotonic() + PATIENCE
+        while self._greeted < clients or _unread(sock) or self._busy:  # in this order: who reads is busy before
+            assert time.monotonic() < by
+            time.sleep(0.001)
 
     def close(self) -> None:
         """Stop listening and hang up on everybody."""
@@ -122,15 +140,34 @@ class FakeDaemon:
         frames = FrameDecoder(IPC_FRAME_MAX)
         with suppress(OSError), client:
             client.sendall(b"".join(self.greeting))
-            while data := client.recv(65536):
-                frames.feed(data)
-                while (frame := frames.next_frame()) is not None:
-                    with self._arrival:
-                        self.requests.append((frame[0], frame[1:]))
-                        self._arrival.notify_all()
-                    reply = self.replies.get(frame[0], fails(f"unknown command: 0x{frame[0]:02X}"))
-                    out = b"".join(reply(frame[1:]))
-                    client.sendall(out)
+            with self._arrival:
+                self._greeted += 1
+            while True:
+                select.select([client], [], [])
+                with self._at_work():
+                    data = client.recv(65536)
+                    if not data:
+                        return
+                    frames.feed(data)
+                    while (frame := frames.next_frame()) is not None:
+                        self._answer(client, frame[0], frame[1:])
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._arrival:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._arrival:
+                self._busy -= 1
+
+    def _answer(self, client: socket.socket, code: int, payload: bytes) -> None:
+        with self._arrival:
+            self.requests.append((code, payload))
+            self._arrival.notify_all()
+        reply = self.replies.get(code, fails(f"unknown command: 0x{code:02X}"))
+        client.sendall(b"".join(reply(payload)))
 
     def _defaults(self) -> dict[int, Reply]:
         return {
@@ -275,6 +312,40 @@ class FakeDaemon:
             yield ipc.encode_error(f"sendto: marshal: payload too large: {len(target.data)} bytes (max 65535)")
         else:
             yield ipc.encode_frame(Code.SEND_TO_OK)
+
+
+def _unread(sock: socket.socket) -> int:
+    """Return how many bytes of what `sock` sent its peer has not read; memory of the kernel, so more than the bytes."""
+    with suppress(OSError):
+        (size,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
+        return int(size)
+    return 0
+
+
+def patient_poll(daemon: FakeDaemon) -> SimpleNamespace:
+    """Make what stands in for the module `select` in the command line's client: it finds what comes late, too."""
+    clients = 0
+
+    class Poll:
+        """Of one client: a wait in vain is one only once the daemon has settled."""
+
+        def __init__(self) -> None:
+            nonlocal clients
+            clients += 1
+            self._poll = select.poll()
+
+        def register(self, sock: socket.socket, events: int) -> None:
+            self._sock = sock
+            self._poll.register(sock, events)
+
+        def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+            events = self._poll.poll(timeout)
+            if not events:
+                daemon.settle(self._sock, clients)
+                events = self._poll.poll(0)
+            return events
+
+    return SimpleNamespace(poll=Poll, POLLIN=select.POLLIN, POLLOUT=select.POLLOUT)
 
 
 @contextmanager

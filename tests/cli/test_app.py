@@ -15,7 +15,7 @@ from pilot_trio.cli import config_keys
 from pilot_trio.cli.app import MODULES
 from pilot_trio.cli.daemon_flags import markdown_table
 from pilot_trio.cli.output import CliError
-from tests.cli.conftest import Cli, computing_time
+from tests.cli.conftest import Cli, relative_weight
 from tests.cli.fake_daemon import FakeDaemon
 
 OPERATE = Path(__file__).parents[2] / "docs" / "howto" / "operate.md"
@@ -116,13 +116,9 @@ def test_a_command_for_a_program_loads_neither_trio_nor_tables(home: Path) -> No
 
 @pytest.mark.usefixtures("daemon")
 def test_a_command_starts_quickly() -> None:
-    def once() -> float:
-        code = "from pilot_trio.cli import main; main()"
-        command = [sys.executable, "-c", code, "--json", "health"]
-        return computing_time(command, os.environ.copy())
-
-    # The figure that counts is in the benchmark; this catches a heavy import.
-    assert min(once() for _ in range(5)) < 0.2
+    command = [sys.executable, "-c", "from pilot_trio.cli import main; main()", "--json", "health"]
+    # The figure that counts is in the benchmark; this catches a heavy import. Measured 1.8; 7 with Trio.
+    assert relative_weight(command, os.environ.copy()) < 4
 
 
 def test_init_writes_the_first_settings_and_keeps_others(cli: Cli, home: Path) -> None:

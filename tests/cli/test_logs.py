@@ -14,6 +14,8 @@ import pytest
 
 from pilot_trio.cli import logs
 
+PATIENCE = 60.0  # seconds that a busy machine may take for what takes none
+
 
 def record(message: str, level: int = logging.INFO, /, **kv: object) -> logging.LogRecord:
     made = logging.LogRecord("pilot_trio.test", level, __file__, 1, message, (), None)
@@ -160,6 +162,14 @@ def restore_logging() -> Iterator[None]:
     package.setLevel(before[2])
 
 
+def close(handler: logging.Handler) -> None:
+    """Close a handler and wait for its thread, longer than a process that ends does."""
+    assert isinstance(handler, logs.LogHandler)
+    handler.close()
+    handler._writer.close(PATIENCE)
+    assert not handler._writer._thread.is_alive()
+
+
 @pytest.mark.usefixtures("restore_logging")
 def test_a_configured_log_writes_lines_in_order_and_flushes_at_the_end(pipe: tuple[int, int]) -> None:
     handler = logs.configure("debug", "text", descriptor=pipe[1])
@@ -169,7 +179,7 @@ def test_a_configured_log_writes_lines_in_order_and_flushes_at_the_end(pipe: tup
     for _ in range(logs.REPEAT_MAX + 2):
         log.info("again")
     logging.getLogger("elsewhere").info("not ours")
-    handler.close()
+    close(handler)
     os.close(pipe[1])
     lines = [line.split(" ", 1)[1] for line in read_all(pipe[0]).splitlines()]
     assert lines[:2] == ["level=DEBUG msg=one", "level=INFO msg=two port=7"]
@@ -186,7 +196,7 @@ def test_the_level_decides_what_is_written(pipe: tuple[int, int], level: str, sh
     log.info("i")
     log.warning("w")
     log.error("e")
-    handler.close()
+    close(handler)
     os.close(pipe[1])
     assert len(read_all(pipe[0]).splitlines()) == shown
 
@@ -200,7 +210,7 @@ def test_a_value_that_cannot_be_printed_does_not_end_the_caller(pipe: tuple[int,
     handler = logs.configure("info", "text", descriptor=pipe[1])
     logging.getLogger("pilot_trio.x").info("bad", extra={"kv": {"a": Unprintable()}})
     logging.getLogger("pilot_trio.x").info("good")
-    handler.close()
+    close(handler)
     os.close(pipe[1])
     assert read_all(pipe[0]).endswith("msg=good\n")
 
@@ -214,9 +224,9 @@ def test_a_log_that_nobody_drains_holds_up_neither_the_caller_nor_the_end(pipe: 
     received: list[str] = []
     reader = threading.Thread(target=lambda: received.append(read_all(pipe[0])))
     reader.start()
-    writer.close(timeout=5.0)
+    writer.close(timeout=PATIENCE)
     os.close(pipe[1])
-    reader.join(5.0)
+    reader.join(PATIENCE)
     lines = received[0].splitlines()
     dropped = [line for line in lines if "log lines dropped" in line]
     assert dropped
@@ -228,6 +238,6 @@ def test_a_log_whose_reader_is_gone_is_given_up(pipe: tuple[int, int]) -> None:
     writer = logs.LineWriter(pipe[1])
     os.close(pipe[0])
     writer.write("x")
-    writer.close(timeout=5.0)
+    writer.close(timeout=PATIENCE)
     writer.write("y")
     assert not writer._thread.is_alive()

@@ -167,11 +167,14 @@ class TestFirstContact:
         assert row["reply"]["data"] == "yes"
         assert [frame.message_id for frame in receiver.frames] == [row["message_id"]] * 2
 
-    def test_a_repetition_that_fails_is_no_failure(self, cli: Cli, home: Path, receiver: Receiver) -> None:
+    def test_a_repetition_that_fails_is_no_failure(
+        self, cli: Cli, home: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(messages, "RESEND_AFTER_MAX", 0.2)
         receiver.script = ["ACK", HANG_UP]
-        late = threading.Timer(0.4, store, (home, {"type": "TEXT", "from": str(PEER), "data": "late"}))
+        late = threading.Timer(0.3, store, (home, {"type": "TEXT", "from": str(PEER), "data": "late"}))
         receiver.on_frame = lambda frame: late.start() if len(receiver.frames) == 2 else None
-        row = cli("--json", "send-message", "beta", "--data", "hello", "--wait", "3s", "--timeout", "200ms").data
+        row = cli("--json", "send-message", "beta", "--data", "hello", "--wait", "60s", "--timeout", "60s").data
         assert (row["ack"], row["reply"]["data"]) == ("ACK", "late")
         assert len(receiver.frames) == 3  # the message, its repetition, and that one's own second try
 

@@ -362,7 +362,7 @@ async def test_comparing_a_file_with_its_hash_keeps_nobody_waiting(
     read = threading.Event()
 
     def slow_disk(_path: Path) -> bytes:
-        read.wait(10)
+        read.wait(100)  # more than the ten times five seconds that the clock of the tests grants a thread
         return DIGEST
 
     monkeypatch.setattr(filestream_service, "_sha256", slow_disk)
