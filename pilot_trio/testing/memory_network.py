@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
@@ -163,6 +164,10 @@ class MemoryNetwork(Network):
     _refusals: int = attrs.field(default=0, init=False)
     _delivered: int = attrs.field(default=0, init=False)
     _dropped: int = attrs.field(default=0, init=False)
+
+    def random_source(self) -> random.Random:
+        """Let jitter come from the module `random`, which a test may seed."""
+        return random.Random(random.getrandbits(64))
 
     async def open_tcp(self, to: Endpoint) -> MemoryStream:
         to = await self.resolve(to)

@@ -79,7 +79,7 @@ def test_since_takes_spans_and_points_in_time() -> None:
     now = datetime.now(UTC)
     for text in ("1h", "3600"):
         moment = files.read_since(text)
-        assert moment is not None and abs(moment - (now - timedelta(hours=1))) < timedelta(seconds=5)
+        assert moment is not None and abs(moment - (now - timedelta(hours=1))) < timedelta(minutes=5)
     assert files.read_since("2026-01-01T00:00:00.123456789Z") == datetime(2026, 1, 1, 0, 0, 0, 123456, tzinfo=UTC)
     assert files.read_since(None) is None
     for text in ("soon", "", "nan", "9e99"):
