@@ -134,6 +134,8 @@ async def _open_socket() -> Sock:
 
 
 def _free_port() -> Endpoint:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return Endpoint(*sock.getsockname())
+    """Choose a port that the kernel gives to nobody who lets it choose: theirs begin at 32,768, or below if told so."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, 32_768)))
+            return Endpoint(*sock.getsockname())

@@ -17,7 +17,7 @@ from tests.interop.traffic import ECHO, echo
 pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(120)]
 
 PATIENCE = 0.5  # seconds that the impatient client waits; a SYN and a repetition are under way by then
-SETTLED = 10.0  # seconds until nothing is left of it; it takes a moment, and two minutes if nobody tells the peer
+SETTLED = 30.0  # seconds until nothing is left of it; it takes a moment, and two minutes if nobody tells the peer
 DIAL = """
 import sys
 from pilotprotocol import Driver

@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from pilot_trio.net.endpoint import Endpoint
-from tests.interop.go import CtlResult, GoHome, open_go_daemon
+from tests.interop.go import START_TIMEOUT, CtlResult, GoHome, open_go_daemon
 from tests.interop.ours import alive, daemon_script, our_ctl
 from tests.interop.rendezvous import open_rendezvous
 
@@ -57,7 +57,7 @@ async def test_start_status_second_start_stop_second_stop(make_go_home: MakeHome
     async with home_with_rendezvous(make_go_home) as home:
         began = trio.current_time()
         started = (await run(program, home, "daemon", "start")).data
-        assert trio.current_time() - began < 10
+        assert trio.current_time() - began < 25
         pid = started["pid"]
         assert {
             "node_id": 1,
@@ -83,7 +83,8 @@ async def test_start_status_second_start_stop_second_stop(make_go_home: MakeHome
         assert (check.returncode, check.output, check.errors) == (0, "", "")
         assert (await run(program, home, "info")).data["node_id"] == 1
 
-        assert await _stops_within(2.0, pid, program, home) == {"pid": pid}
+        # The tools use force after ten. On an idle machine it is a tenth of a second.
+        assert await _stops_within(9.0, pid, program, home) == {"pid": pid}
         assert not home.socket.exists()
         assert not (home.root / ".pilot" / "pilot.pid").exists()
         lines = log.read_text().splitlines()
@@ -223,11 +224,9 @@ async def test_up_runs_a_node_with_its_rendezvous_and_joins_a_running_one(
         async with _up(other, first["registry"].rpartition(":")[2]) as (second, _):
             assert (second["address"], second["embedded"]) == ("0:0000.0000.0002", False)
             assert second["registry"] == first["registry"]
-        began = trio.current_time()
         process.send_signal(number)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert await process.wait() == 0
-        assert trio.current_time() - began < 2.0
     async with _up(home, "0") as (again, _):
         assert again["address"] == first["address"]
 
@@ -244,7 +243,7 @@ async def test_a_rendezvous_alone_serves_a_real_daemon_and_shows_it(make_go_home
             body = await trio.to_thread.run_sync(lambda: urllib.request.urlopen(page, timeout=5).read())
             assert json.loads(body)["nodes_online"] == 1
         process.send_signal(signal.SIGTERM)
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             assert await process.wait() == 0
     async with _foreground(home, "rendezvous", *words, "--tls", "127.0.0.1:0") as (told, _):
         assert len(told["fingerprint"]) == 64
@@ -269,7 +268,7 @@ async def _foreground(home: GoHome, *words: str) -> AsyncGenerator[tuple[dict[st
     assert process.stdout is not None
     try:
         line = b""
-        with trio.fail_after(20):
+        with trio.fail_after(START_TIMEOUT):
             while not line.endswith(b"\n"):
                 data = await process.stdout.receive_some()
                 assert data, "ended early"

@@ -19,7 +19,7 @@ from tests.interop.overlay import Kind, MakeHome, Overlay, OverlayNode, open_ove
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
 ANY = Endpoint("127.0.0.1", 0)
-PATIENCE = 10.0  # seconds for what takes milliseconds on an idle machine
+PATIENCE = 30.0  # seconds for what takes milliseconds on an idle machine
 ESTABLISHED, SAME = 'msg="encrypted tunnel established"', 'msg="auth key exchange: same-session keepalive"'
 
 

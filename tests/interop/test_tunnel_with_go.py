@@ -21,7 +21,7 @@ from tests.interop.rendezvous import Restartable, open_rendezvous
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
-PATIENCE = 10.0  # seconds for what takes milliseconds on an idle machine
+PATIENCE = 30.0  # seconds for what takes milliseconds on an idle machine
 
 MakeHome = Callable[[Endpoint, Endpoint], GoHome]
 
