@@ -64,8 +64,8 @@ class Peer:
     proven_x25519: bytes = b""  # key of the last session that has opened a packet; another one means a new process
     predecessor: Predecessor | None = None  # kept until the session has opened a packet
     predecessor_at: float = inf  # when to ask it
-    refuted_x25519: bytes = b""  # key of an earlier process, whose frame somebody has replayed
-    refuted_until: float = -inf
+    refuted: dict[bytes, float] = attrs.field(factory=dict)
+    """Keys of earlier processes whose frames somebody has replayed, and until when they are not believed; the oldest first."""
     stale_reply_at: float = -inf
     rekey_at: float = -inf  # last key request
     teardown_at: float = -inf

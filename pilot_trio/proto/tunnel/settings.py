@@ -70,6 +70,7 @@ RELAYED_FIRST_TIME: Final = 1.0  # seconds in which the direct copy of a relayed
 PREDECESSOR_GAP: Final = 0.25  # seconds until a session that was replaced is asked, and between two questions
 PREDECESSOR_QUESTIONS: Final = 4  # questions to it that need no other reason
 REFUTED_TIME: Final = 60.0  # seconds for which a key frame is not believed that the living process has refuted
+REFUTED_MAX: Final = 8  # such keys per peer; who has recorded more restarts than that is let in once a minute with each
 TEARDOWN_GAP: Final = 10.0  # seconds between two sessions ended by junk: an attacker cannot keep one from living
 EPOCHS_MAX: Final = 5  # nonce prefixes per session, each with its window; a peer that counts anew shows a new one
 KEYS_MAX: Final = 65_536  # Ed25519 keys of peers remembered; a forgotten one is looked up again

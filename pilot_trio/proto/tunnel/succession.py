@@ -15,7 +15,13 @@ from pilot_trio.errors import DecodeError
 from pilot_trio.proto.tunnel.core import Core
 from pilot_trio.proto.tunnel.events import Addr, Drop
 from pilot_trio.proto.tunnel.peer import Peer, Predecessor
-from pilot_trio.proto.tunnel.settings import PATH_PROBE, PREDECESSOR_GAP, PREDECESSOR_QUESTIONS, REFUTED_TIME
+from pilot_trio.proto.tunnel.settings import (
+    PATH_PROBE,
+    PREDECESSOR_GAP,
+    PREDECESSOR_QUESTIONS,
+    REFUTED_MAX,
+    REFUTED_TIME,
+)
 from pilot_trio.proto.tunnel.upkeep_packets import ping
 from pilot_trio.wire import packet as packets
 from pilot_trio.wire.packet import ACK, CONTROL
@@ -29,7 +35,7 @@ class Succession:
 
     def refuses(self, peer: Peer, x25519: bytes, now: float) -> bool:
         """Say whether a key is known to be one of an earlier process, as the present one has answered."""
-        if peer.session is None or x25519 != peer.refuted_x25519 or now >= peer.refuted_until:
+        if peer.session is None or now >= peer.refuted.get(x25519, now):
             return False
         self._core.refuse(peer.node, Drop.SUPERSEDED_KEY)
         return True
@@ -47,9 +53,10 @@ class Succession:
             if before.session.peer_x25519 == peer.session.peer_x25519:
                 self.end(peer)
             else:
-                before.question = int.from_bytes(self._core.random_bytes(4), "big")
+                # Old frames can come faster than a question is answered: the one under way stays good, and is not put off.
+                before.question = before.question or int.from_bytes(self._core.random_bytes(4), "big")
                 before.questions = 0
-                peer.predecessor_at = now + PREDECESSOR_GAP
+                peer.predecessor_at = min(peer.predecessor_at, now + PREDECESSOR_GAP)
                 self._core.touch(peer)
 
     def end(self, peer: Peer) -> None:
@@ -94,7 +101,10 @@ class Succession:
 
     def _put_back(self, peer: Peer, before: Predecessor, now: float) -> None:
         assert peer.session is not None
-        peer.refuted_x25519, peer.refuted_until = peer.session.peer_x25519, now + REFUTED_TIME
+        peer.refuted.pop(peer.session.peer_x25519, None)
+        if len(peer.refuted) >= REFUTED_MAX:
+            del peer.refuted[next(iter(peer.refuted))]
+        peer.refuted[peer.session.peer_x25519] = now + REFUTED_TIME
         self._core.end_session(peer)
         peer.session = before.session
         self.end(peer)

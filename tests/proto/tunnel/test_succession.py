@@ -79,6 +79,40 @@ def test_a_frame_that_was_refuted_is_not_believed_again_for_a_while() -> None:
     assert len(net[2].of(Established)) == before + 1
 
 
+def test_frames_of_several_earlier_processes_in_turn_do_not_keep_the_living_one_out() -> None:
+    net, old = replayable()
+    frames = [old]
+    for _ in range(2):
+        frames.append(net[1].machine._exchanges.key_frame())
+        net.advance(5)
+        net[1].restart()
+        net[1].machine.ensure(2, net.now)
+        net.pump()
+        net.send(1, 2, b"x")
+    net.advance(5)
+    trip, under_way = 0.3, []  # seconds for a question and its answer; longer than the gap between two frames
+    before = len(net[2].of(Established))
+
+    def later(source: tuple[str, int], to: tuple[str, int], data: bytes) -> bool:
+        if to == net[2].addr and source == net[1].addr:
+            under_way.append((net.now + trip, data))
+            return False
+        return True
+
+    net.filter = later
+    for number in range(100):
+        net[2].machine.receive_datagrams([(frames[number % 3], ATTACKER)], net.now)
+        net.advance(0.21)
+        for at, data in [arrival for arrival in under_way if arrival[0] <= net.now]:
+            under_way.remove((at, data))
+            net[2].machine.receive_datagrams([(data, net[1].addr)], net.now)
+    assert address(net) == net[1].addr
+    assert len(net[2].of(Established)) - before <= 6
+    net.filter = lambda source, to, data: True
+    net.send(2, 1, b"still there")
+    assert net.payloads(1)[-1] == b"still there"
+
+
 def test_a_process_that_has_really_restarted_stays() -> None:
     net = Net(answers=True)
     net.connect()
