@@ -17,6 +17,8 @@ from pilot_trio.wire import beacon, tunnel
 from pilot_trio.wire import packet as packets
 from pilot_trio.wire.packet import CONTROL, HEADER_SIZE
 
+_ENCRYPTED = frozenset({tunnel.PILS, tunnel.PILA, tunnel.PILK})
+
 
 class Inbound:
     """The receiving side of the machine."""
@@ -78,23 +80,25 @@ class Inbound:
     def _on_frame(self, data: bytes, source: Addr, now: float, received: list[Received], *, relayed: bool) -> None:
         core = self._core
         magic = data[:4]
-        if magic == tunnel.PILS and core.settings.encrypt:
+        if magic == tunnel.PILT:
+            self._on_plain(data, source, now, received, relayed=relayed)
+        elif magic in _ENCRYPTED and not core.settings.encrypt:
+            core.drop(Drop.ENCRYPTION_OFF)
+        elif magic == tunnel.PILS:
             self._sealed.receive(data, source, now, received, relayed=relayed)
-        elif magic == tunnel.PILA and core.settings.encrypt:
+        elif magic == tunnel.PILA:
             self._key_frames.receive(data, source, now, relayed=relayed)
             if len(data) >= 8:
                 self._sealed.retry_early(int.from_bytes(data[4:8], "big"), now, received)
-        elif magic == tunnel.PILK and core.settings.encrypt:
+        elif magic == tunnel.PILK:
             self._exchanges.receive_request(data, source, now, relayed=relayed)
-        elif magic == tunnel.PILT:
-            self._on_plain(data, source, now, received)
-        elif magic == tunnel.PILP:
+        elif magic == tunnel.PILP and not relayed:
             core.drop(Drop.PUNCH)
             core.events.append(Punched(source))
         else:
             core.drop(Drop.SHORT if len(data) < 4 else Drop.UNKNOWN_MAGIC)
 
-    def _on_plain(self, data: bytes, source: Addr, now: float, received: list[Received]) -> None:
+    def _on_plain(self, data: bytes, source: Addr, now: float, received: list[Received], *, relayed: bool) -> None:
         core = self._core
         if core.settings.encrypt:
             core.drop(Drop.PLAINTEXT)
@@ -108,7 +112,11 @@ class Inbound:
         if node not in core.peers:
             core.events.append(PeerAdded(node))
         peer = core.peer(node, now)
-        peer.route.address = peer.route.address or source
+        if peer.route.address is None:
+            if relayed:  # the source is the beacon, which takes no frames as they are
+                core.turn_to_relay(peer, PEER_RELAYS, pin=False)
+            else:
+                peer.route.address = source
         core.count_received(peer, 1, len(data), now)
         if is_swallowed(packet):
             return

@@ -34,7 +34,7 @@ from pilot_trio.proto.tunnel.machine import RouteAnswer, TunnelMachine
 from pilot_trio.wire import beacon, tunnel
 from pilot_trio.wire import packet as packets
 
-from .net import BEACON, Net, datagram
+from .net import BEACON, Net, Node, datagram
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "tunnel.json").read_text())
 
@@ -685,6 +685,23 @@ def test_without_encryption_packets_travel_plain_and_key_frames_are_ignored() ->
     net.send(1, 2, b"plain")
     assert net.payloads(2) == [b"plain"]
     assert net.sent[-1][2][:4] == tunnel.PILT
+    node, sender = net[2], Node(net, 1)
+    frames = [sender.machine._exchanges.key_frame(), sender.machine._exchanges.key_request(), tunnel.PILS + bytes(40)]
+    assert node.machine.receive_datagrams([(frame, sender.addr) for frame in frames], net.now) == []
+    assert node.machine.datagrams_to_send() == []
+    assert node.machine.drops == {Drop.ENCRYPTION_OFF: 3}
+
+
+def test_without_encryption_who_is_heard_by_relay_is_answered_there() -> None:
+    net = Net(beacon=True)
+    for node in (1, 2):
+        net[node].settings.encrypt = False
+    net.relay_only.add(2)
+    net[1].machine.on_route(2, RouteAnswer(BEACON, relay_only=True), net.now)
+    net.send(1, 2, b"plain")
+    assert net.payloads(2) == [b"plain"]
+    net.send(2, 1, b"likewise")
+    assert net.payloads(1) == [b"likewise"]
 
 
 @given(st.lists(st.binary(max_size=200), max_size=20), st.integers(0, 2**32))
