@@ -1,7 +1,8 @@
 """What tunnels tell the operator: lines in the log and events on the bus (`spec/tunnel.md` §16).
 
-Strangers can cause most of these lines. So whatever a datagram can provoke is limited per cause and peer, line and event
-alike; the counters in `Tunnel.statistics` have it all.
+Strangers can cause many of these lines, and peers most of them. So they are limited per cause and peer, all but the one that
+says that a peer has a tunnel now; so are the events of refusals. Other events come as often as what they tell, which limits
+below this one bound (`KEY_FRAME_RATE`). The counters in `Tunnel.statistics` have it all.
 """
 
 from __future__ import annotations
@@ -113,8 +114,9 @@ class TunnelLog:
     # --- sessions ----------------------------------------------------------------------------------------------------
 
     def _established(self, event: tunnel.Established) -> None:
-        text = "peer rekeyed (auth), re-establishing tunnel" if event.rekeyed else "encrypted tunnel established"
-        _say(_Line(logging.INFO, text, {"auth": True, **_where(event.node, event.endpoint, event.relay)}))
+        if not event.rekeyed or self._admits("rekeyed", event.node):
+            text = "peer rekeyed (auth), re-establishing tunnel" if event.rekeyed else "encrypted tunnel established"
+            _say(_Line(logging.INFO, text, {"auth": True, **_where(event.node, event.endpoint, event.relay)}))
         self._publish_established(event.node, relay=event.relay, rekeyed=event.rekeyed)
 
     def _same_session(self, event: tunnel.SameSession) -> None:
@@ -135,12 +137,14 @@ class TunnelLog:
 
     def _salvaged(self, event: tunnel.Salvaged) -> None:
         data = {"peer_node_id": event.node, "replayed": event.replayed}
-        _say(_Line(logging.INFO, "desync salvage replayed", data))
+        if self._admits("salvaged", event.node):
+            _say(_Line(logging.INFO, "desync salvage replayed", data))
         self._events.publish("tunnel.desync_salvage", data)
 
     def _key_updated(self, event: tunnel.KeyUpdated) -> None:
-        text = "auth key exchange: peer pubkey updated from registry"
-        _say(_Line(logging.INFO, text, {"peer_node_id": event.node}))
+        if self._admits("key updated", event.node):
+            text = "auth key exchange: peer pubkey updated from registry"
+            _say(_Line(logging.INFO, text, {"peer_node_id": event.node}))
 
     # --- refusals ----------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from pilot_trio.daemon.events import EventBus
 from pilot_trio.daemon.tunnel_log import QUEUE_FULL_GAP, REPEATS, TunnelLog, redacted
 from pilot_trio.proto.tunnel.events import (
     Drop,
+    Established,
     Event,
     Forgotten,
     GaveUp,
@@ -161,6 +162,20 @@ async def test_what_strangers_can_cause_is_told_a_few_times_per_peer_and_cause(
     await trio.sleep(3600)
     log.report(Refused(7, Drop.REPLAY, detail=6))
     assert len(caplog.records) == min(number, REPEATS) + 3
+
+
+async def test_what_a_peer_does_again_and_again_is_told_a_few_times(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    log, seen = make(caplog)
+    for _ in range(1000):  # a registered node may restart, or rotate its key, five times a second
+        for event in (Established(7, None, False, rekeyed=True), Salvaged(7, 1), KeyUpdated(7)):
+            log.report(event)
+        await trio.sleep(0.2)
+    assert len(caplog.records) == 3 * REPEATS
+    assert len(seen) == 2000
+    log.report(Established(7, None, False, rekeyed=False))
+    assert caplog.records[-1].getMessage() == "encrypted tunnel established"
 
 
 def test_redaction_tells_nodes_apart_and_nothing_else() -> None:
