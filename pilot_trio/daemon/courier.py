@@ -42,7 +42,7 @@ class Courier:
 
     def __init__(self, state: NodeState, registry: Registry, dial: Dial, wall_time: Callable[[], float]) -> None:
         self.nursery: trio.Nursery | None = None
-        self.under_way = 0  # in the background, at most BACKGROUND_MAX
+        self.under_way = 0  # in the background; at most BACKGROUND_MAX, and the streams that these have written to
         self._state = state
         self._registry = registry
         self._dial = dial
@@ -54,8 +54,7 @@ class Courier:
         if self.nursery is None or self.under_way >= BACKGROUND_MAX:
             _log.warning("handshake step given up", extra={"kv": {"step": run.__name__}})
             return
-        self.under_way += 1
-        self.nursery.start_soon(self._run_in_background, run, args)
+        self._start(self.nursery, run, args)
 
     async def request(self, peer: NodeId, justification: str) -> None:
         """Deliver a request, or park it at the registry; raise `RegistryError` if neither works."""
@@ -121,7 +120,11 @@ class Courier:
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
-        self.soon(close_later, stream)
+        if self.nursery is None:
+            await stream.aclose()  # this node ends
+        else:
+            # However much is under way: a stream that nobody closes would stay, and it is at most one for each step.
+            self._start(self.nursery, close_later, (stream,))
 
     def _is_repetition(self, peer: NodeId, now: float) -> bool:
         """Note a request that went out directly; say whether another one did lately."""
@@ -130,6 +133,10 @@ class Courier:
             self._sent_directly.popitem(last=False)
         self._sent_directly[peer] = now
         return before is not None and now - before < RELAY_AGAIN
+
+    def _start(self, nursery: trio.Nursery, run: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
+        self.under_way += 1
+        nursery.start_soon(self._run_in_background, run, args)
 
     async def _run_in_background(self, run: Callable[..., Awaitable[None]], args: tuple[object, ...]) -> None:
         try:

@@ -1,8 +1,8 @@
 """Whom a node trusts: the records, every transition between them, and their file (`spec/services.md` §1).
 
 All transitions live here; whether a message is to be believed is `proto/handshake.py`. Neither knows streams or the
-registry: the shell (`daemon/trust.py`) asks those, hands in what it learned, and does what the returned verdict says. Times are Unix seconds, because they outlive the
-process; they come in as `now`.
+registry: the shell (`daemon/trust.py`) asks those, hands in what it learned, and does what the returned verdict says. Times
+are Unix seconds, because they outlive the process; they come in as `now`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ OUTGOING_MAX: Final = 4096  # own requests without an answer; the oldest is forg
 REQUEST_LIFETIME: Final = 30 * 86_400  # seconds until a request, own or received, is forgotten; §1.1
 REVOKED_COOL_DOWN: Final = 300  # seconds in which a revoked peer's late approval is ignored; §1.1
 JUSTIFICATION_MAX: Final = 1024  # bytes of a request's text; §1.5
+
+# What we chose.
+REVOKED_MAX: Final = 4096  # peers that cool down; the one revoked first is forgotten, as it would be within minutes
 
 _NOBODY: Final = NodeId(0)
 
@@ -98,7 +101,7 @@ class TrustTable:
         self.trusted: dict[NodeId, TrustedPeer] = {}
         self.pending: dict[NodeId, PendingRequest] = {}
         self.outgoing: OrderedDict[NodeId, float] = OrderedDict()  # node -> sent at, oldest first
-        self.revoked: dict[NodeId, float] = {}  # node -> until
+        self.revoked: dict[NodeId, float] = {}  # node -> until, the one revoked first first
         self.revision = 0
         self._granted: list[NodeId] = []
         self._broken: list[NodeId] = []
@@ -152,6 +155,9 @@ class TrustTable:
         self.revision += 1
         self.pending.pop(node, None)
         self.outgoing.pop(node, None)
+        self.revoked.pop(node, None)
+        while len(self.revoked) >= REVOKED_MAX:
+            del self.revoked[next(iter(self.revoked))]
         self.revoked[node] = now + REVOKED_COOL_DOWN
         return self.trusted.pop(node, None) is not None
 

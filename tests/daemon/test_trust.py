@@ -554,6 +554,28 @@ async def test_background_work_is_bounded(
         assert "handshake step given up" in caplog.text
 
 
+async def test_every_stream_that_was_written_to_is_closed_however_many_there_are(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with two_nodes() as (_world, ann, _bob):
+        courier = ann.trust._courier
+        dial, streams = courier._dial, []
+
+        async def remembering(to: NodeId, port: int) -> trio.abc.Stream:
+            streams.append(await dial(to, port))
+            return streams[-1]
+
+        courier._dial = remembering
+        for _ in range(BACKGROUND_MAX):
+            courier.soon(courier.tell, BOB, Kind.REJECT)
+        await trio.sleep(30)
+        assert len(streams) == BACKGROUND_MAX
+        for stream in streams:
+            with pytest.raises(trio.ClosedResourceError):
+                await stream.send_all(b"more")
+        assert courier.under_way == 0
+
+
 async def until(happened: Callable[[], bool]) -> None:
     """Wait for what a thread does; no clock of ours knows when that is."""
     while not happened():  # noqa: ASYNC110  (there is no event for it)

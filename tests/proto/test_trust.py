@@ -19,6 +19,7 @@ from pilot_trio.proto.trust import (
     PENDING_PER_SOURCE_MAX,
     REQUEST_LIFETIME,
     REVOKED_COOL_DOWN,
+    REVOKED_MAX,
     Binding,
     Request,
     TrustTable,
@@ -237,6 +238,17 @@ def test_requests_expire_after_thirty_days(table: TrustTable, age: float, kept: 
     assert table.reap(NOW + age) == (0 if kept else 1)
     assert (PEER in table.pending) is kept
     assert (8 in table.outgoing) is kept
+
+
+def test_those_that_cool_down_are_bounded() -> None:
+    table = TrustTable()
+    for node in range(1, REVOKED_MAX + 2):
+        table.revoke(NodeId(node), NOW)
+    assert len(table.revoked) == REVOKED_MAX
+    assert NodeId(1) not in table.revoked
+    table.revoke(NodeId(2), NOW + 1)
+    table.revoke(NodeId(REVOKED_MAX + 2), NOW + 1)
+    assert NodeId(2) in table.revoked
 
 
 def test_cool_downs_are_reaped_and_trust_never_is() -> None:
