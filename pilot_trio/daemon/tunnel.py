@@ -142,7 +142,7 @@ class Tunnel:
         elif isinstance(event, events.BeaconSaid):
             self.on_beacon(event.data, Endpoint(*event.source))
         elif isinstance(event, events.KeyNeeded):
-            self._lookups.key(event.node)
+            self._lookups.key(event.node, known=self._machine.knows(event.node))
         elif isinstance(event, events.RouteNeeded):
             if event.fresh:
                 self._resolver.forget(event.node)

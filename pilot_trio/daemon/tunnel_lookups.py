@@ -2,6 +2,9 @@
 
 A lookup can take seconds, so each runs beside the receive loop: at most one per node and question, a bounded number at
 once, and the rest in a queue. Who asks for a route while somebody else's question is under way waits for that answer.
+
+Anybody can send a key frame under any number, and each such number is a question. So nodes that this one deals with come
+first, and those of strangers never take all the places.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.proto.tunnel.machine import RouteAnswer
 
 LOOKUPS_MAX: Final = 32  # at once; the registry client has few connections, and each lookup ends within 8 seconds
+STRANGERS_MAX: Final = 8  # of these about nodes that only say that they exist; enough for every connection to be busy
 WAITING_MAX: Final = 8192  # questions in the queue; beyond, the answer is "cannot be had", and they come again later
 NAME_TIMEOUT: Final = 5.0  # seconds for an endpoint that is registered under a host name
 
@@ -61,6 +65,9 @@ class PendingRoute:
     error: str = ""  # why there is no route; empty once `done` is set: there is one
 
 
+Find = Callable[[int], Awaitable[None]]
+
+
 class Lookups:
     """Asks, in tasks of its own.
 
@@ -88,8 +95,9 @@ class Lookups:
         self._on_route = on_route
         self._keys: set[int] = set()  # asked for, in the queue or under way
         self._routes: dict[int, PendingRoute] = {}
-        self._queue: deque[tuple[Callable[[int], Awaitable[None]], int]] = deque()
-        self._running = 0
+        self._queue: deque[tuple[Find, int]] = deque()
+        self._of_strangers: deque[tuple[Find, int]] = deque()
+        self._running = self._running_for_strangers = 0
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -99,15 +107,21 @@ class Lookups:
             self._start()
             await trio.sleep_forever()
 
-    def key(self, node: int) -> None:
-        """Find a node's key and tell `on_key`; nothing happens if that is under way."""
+    def key(self, node: int, *, known: bool) -> None:
+        """Find a node's key and tell `on_key`; nothing happens if that is under way.
+
+        Args:
+          node: whose key.
+          known: this node deals with it, so that the question comes before those about strangers.
+        """
         if node in self._keys:
             return
-        if len(self._queue) >= WAITING_MAX:
+        if len(self._queue) + len(self._of_strangers) >= WAITING_MAX:
             self._on_key(node, None)
             return
         self._keys.add(node)
-        self._ask(self._find_key, node)
+        (self._queue if known else self._of_strangers).append((self._find_key, node))
+        self._start()
 
     def route(self, node: int) -> PendingRoute:
         """Find out how to reach a node and tell `on_route`; return what shows when that is done."""
@@ -119,27 +133,35 @@ class Lookups:
                 pending.done.set()
                 return pending
             self._routes[node] = pending
-            self._ask(self._find_route, node)
+            self._queue.append((self._find_route, node))
+            self._start()
         return pending
 
-    def _ask(self, find: Callable[[int], Awaitable[None]], node: int) -> None:
-        self._queue.append((find, node))
-        self._start()
-
     def _start(self) -> None:
-        while self._nursery is not None and self._running < min(LOOKUPS_MAX, self._running + len(self._queue)):
-            find, node = self._queue.popleft()
+        while self._nursery is not None and self._running < LOOKUPS_MAX:
+            if self._queue:
+                self._nursery.start_soon(self._work, *self._queue.popleft())
+            elif self._of_strangers and self._running_for_strangers < STRANGERS_MAX:
+                self._running_for_strangers += 1
+                self._nursery.start_soon(self._work_for_stranger, *self._of_strangers.popleft())
+            else:
+                return
             self._running += 1
-            self._nursery.start_soon(self._work, find, node)
 
-    async def _work(self, find: Callable[[int], Awaitable[None]], node: int) -> None:
+    async def _work(self, find: Find, node: int) -> None:
         try:
             await find(node)
-            while self._queue:
-                find, node = self._queue.popleft()
-                await find(node)
         finally:
             self._running -= 1
+        self._start()
+
+    async def _work_for_stranger(self, find: Find, node: int) -> None:
+        try:
+            await find(node)
+        finally:
+            self._running -= 1
+            self._running_for_strangers -= 1
+        self._start()
 
     async def _find_key(self, node: int) -> None:
         key: bytes | None = None

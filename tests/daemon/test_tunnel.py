@@ -15,7 +15,7 @@ from pilot_trio.crypto.agreement import KeyPair
 from pilot_trio.crypto.identity import Identity
 from pilot_trio.daemon.resolver import Route
 from pilot_trio.daemon.tunnel_log import PUNCH_BURST
-from pilot_trio.daemon.tunnel_lookups import LOOKUPS_MAX
+from pilot_trio.daemon.tunnel_lookups import LOOKUPS_MAX, STRANGERS_MAX
 from pilot_trio.errors import NoRoute
 from pilot_trio.net.network import Addr, DatagramSocket, Endpoint, SystemNetwork
 from pilot_trio.proto.tunnel.errors import NoTunnel, QueueFull
@@ -209,6 +209,25 @@ async def test_lookups_beyond_the_queue_are_refused_at_once(
         peer.say(peer.key_frame(), one)  # the refusal is forgotten after a while
         await trio.sleep(2)
         assert one.tunnel.has_session(3)
+
+
+async def test_a_flood_of_invented_nodes_does_not_keep_this_one_from_its_own_lookups(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        one, _ = await world.start(1), await world.start(2)
+        world.directory.delay = 1.0
+        liar = await HandPeer.open(world, 3)
+        for node in range(1000, 1100):
+            liar.node = node
+            source = await world.network.open_udp(Endpoint(f"127.0.{node - 999}.1", 0))  # each address has a limit
+            world.sockets.append(source)
+            source.send_nowait(liar.key_frame(), one.sock.endpoint)
+        await wait_all_tasks_blocked()
+        assert world.directory.busy == STRANGERS_MAX
+        with trio.fail_after(3.5):  # its route, and then the key of each by the other
+            await one.tunnel.ensure(2)
+            await one.tunnel.wait_for_session(2)
+        await trio.sleep(100)
+        assert len(world.directory.asked) == 100 + 3
 
 
 async def test_one_key_lookup_per_node_however_often_it_knocks(autojump_clock: MockClock) -> None:
