@@ -685,11 +685,11 @@ def test_without_encryption_packets_travel_plain_and_key_frames_are_ignored() ->
     net.send(1, 2, b"plain")
     assert net.payloads(2) == [b"plain"]
     assert net.sent[-1][2][:4] == tunnel.PILT
-    node, sender = net[2], Node(net, 1)
+    receiver, sender = net[2], Node(net, 1)
     frames = [sender.machine._exchanges.key_frame(), sender.machine._exchanges.key_request(), tunnel.PILS + bytes(40)]
-    assert node.machine.receive_datagrams([(frame, sender.addr) for frame in frames], net.now) == []
-    assert node.machine.datagrams_to_send() == []
-    assert node.machine.drops == {Drop.ENCRYPTION_OFF: 3}
+    assert receiver.machine.receive_datagrams([(frame, sender.addr) for frame in frames], net.now) == []
+    assert receiver.machine.datagrams_to_send() == []
+    assert receiver.machine.drops == {Drop.ENCRYPTION_OFF: 3}
 
 
 def test_without_encryption_who_is_heard_by_relay_is_answered_there() -> None:
