@@ -113,7 +113,8 @@ class BeaconClient:
         self._look_answered = trio.Event()
         self._sent = self._replies = self._notifies = self._ignored = 0
         self._asked_at = -math.inf
-        self._observed: Endpoint | None = None  # where the beacon saw us last
+        self.observed: Endpoint | None = None
+        """Where the beacon saw this node last, None if it has not answered yet."""
         self.on_observed: Callable[[Endpoint], None] = _ignore
         """Gets every answer to a registration: where the beacon sees us."""
         self.on_switched: Callable[[], None] = _ignore_switch
@@ -206,7 +207,7 @@ class BeaconClient:
 
     def _is_behind_nat(self) -> bool:
         """Say whether the beacon sees this socket elsewhere than where it is."""
-        own, seen = self._link.endpoint, self._observed
+        own, seen = self._link.endpoint, self.observed
         if seen is None or self._address is None:
             return False
         host = own.host if not is_unspecified(own.host) else self._network.source_host(self._address)
@@ -310,8 +311,8 @@ class BeaconClient:
             self._reply_arrived.set()
             if trio.current_time() - self._asked_at <= REPLY_TIME:
                 self._asked_at = -math.inf  # one answer to each question
-                self._observed = self._replied[0]
-                self.on_observed(self._observed)
+                self.observed = self._replied[0]
+                self.on_observed(self.observed)
         elif isinstance(message, Notify) and message.kind == NotifyKind.HANDSHAKE:
             self._notifies += 1
             self._on_notify()

@@ -114,6 +114,7 @@ class Enrolment:
         self._trusted = trusted
         self._rng = rng or random.Random()
         self._listen_addr = ""  # as sent to the registry
+        self._guessed = True  # that address is where the socket is bound: the beacon has not said where it is seen
         self._reregister_backoff = Backoff(REREGISTER_DELAY_FIRST, REREGISTER_DELAY_MAX, self._rng)
         self._heartbeats = self._failed_heartbeats = self._registrations = 0
 
@@ -123,8 +124,6 @@ class Enrolment:
         Raises:
           StartupError: with `fail_fast`, if the registry cannot be reached or refuses.
         """
-        self._listen_addr = str(await self._own_endpoint())
-        self._state.endpoint = self._listen_addr
         await self._enrol()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._networks.run)
@@ -135,11 +134,9 @@ class Enrolment:
         """Register again now, because where this node is may have changed; say whether that worked."""
         if self._config.endpoint is None and self._config.advertise_endpoint is None:
             discovered = await self._beacon.discover()
-            if discovered is None and self._bound() != self._was_bound:
-                discovered = on_this_machine(self._bound())
-            if discovered is not None:  # else the old one is a better guess than the bound one
-                self._listen_addr = self._state.endpoint = str(discovered)
-            self._was_bound = self._bound()
+            # The old one is a better guess than the bound one, as long as the socket is the same.
+            if discovered is not None or self._bound() != self._was_bound:
+                self._take_endpoint(discovered or on_this_machine(self._bound()), guessed=discovered is None)
         try:
             await self._register()
             # After a sleep or an outage the record may be a new one, and heartbeats would never tell.
@@ -156,14 +153,16 @@ class Enrolment:
 
     # The start
 
-    async def _own_endpoint(self) -> Endpoint:
-        """Return what to register: as configured, else as the beacon sees us, else as bound (`spec/registry.md` §4.1)."""
-        if self._config.endpoint is not None:
-            return self._config.endpoint
-        discovered = await self._beacon.discover()
-        if self._config.advertise_endpoint is not None:
-            return self._config.advertise_endpoint
-        return discovered or on_this_machine(self._bound())
+    async def _find_endpoint(self) -> None:
+        """Find out what to register: as configured, else as the beacon sees us, else as bound (`spec/registry.md` §4.1)."""
+        configured, advertised = self._config.endpoint, self._config.advertise_endpoint
+        discovered = None if configured is not None else await self._beacon.discover()
+        known = configured or advertised or discovered
+        self._take_endpoint(known or on_this_machine(self._bound()), guessed=known is None)
+
+    def _take_endpoint(self, endpoint: Endpoint, *, guessed: bool) -> None:
+        self._listen_addr = self._state.endpoint = str(endpoint)
+        self._guessed, self._was_bound = guessed, self._bound()
 
     async def _enrol(self) -> None:
         """Register for the first time in this process."""
@@ -171,6 +170,8 @@ class Enrolment:
         backoff = Backoff(ENROL_DELAY_FIRST, FAIL_FAST_DELAY_MAX if fail_fast else ENROL_DELAY_MAX, self._rng)
         attempt = 1
         while True:
+            if self._guessed and (attempt == 1 or not fail_fast):  # a machine may be up before its network is
+                await self._find_endpoint()
             try:
                 await self._register()
                 await self._announce(self._config.hostname or self._state.hostname)
@@ -327,6 +328,13 @@ class Enrolment:
                 failures = 0
                 outage.reset()
                 self._reregister_backoff.reset()
+                await self._correct_guess()
+
+    async def _correct_guess(self) -> None:
+        """Register anew if where the beacon sees this node has come out only after the registration."""
+        seen = self._beacon.observed
+        if self._guessed and seen is not None and is_public(seen.host):
+            await self.renew()
 
     async def _beat(self) -> None:
         state = self._state

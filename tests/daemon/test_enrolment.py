@@ -204,6 +204,28 @@ async def test_endpoint_that_the_beacon_sees_is_registered(
         assert setup.client.calls[0].fields["listen_addr"] == listen_addr
 
 
+async def test_a_beacon_that_answers_only_after_the_registration_is_believed_then(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Endpoint] = []
+
+    async def discover(_: BeaconClient) -> Endpoint | None:
+        await trio.lowlevel.checkpoint()
+        return seen[0] if seen else None
+
+    monkeypatch.setattr(BeaconClient, "discover", discover)
+    setup = Setup()
+    async with setup.running():
+        await setup.enrolment.announced.wait()
+        await trio.sleep(2 * BEAT)
+        assert [call.fields["listen_addr"] for call in setup.client.of("register")] == ["127.0.0.1:4000"]
+        seen.append(Endpoint("8.8.8.8", 4001))
+        setup.enrolment._beacon.observed = seen[0]
+        await trio.sleep(3 * BEAT)
+        assert [call.fields["listen_addr"] for call in setup.client.of("register")][1:] == ["8.8.8.8:4001"]
+        assert setup.state.endpoint == "8.8.8.8:4001"
+
+
 @pytest.mark.parametrize(
     ("observed", "settings", "endpoint"),
     [

@@ -66,3 +66,25 @@ def test_two_nodes_behind_one_router_meet_inside(kind: NatType) -> None:
             assert network.direction(nodes.hosts[0], nodes.hosts[1]).counted.carried > 20
 
     simulate(main, 2)
+
+
+def test_a_node_that_is_up_before_its_network_registers_where_it_is_seen(tmp_path: Path) -> None:
+    async def main() -> None:
+        nats = [None, NatType.PORT_RESTRICTED]
+        async with open_node_network(2, seed=3, link=QUICK, nats=nats, folder=tmp_path) as nodes:
+            seen = (await nodes[1].driver.info()).endpoint
+            await nodes.kill(1)
+            nodes.network.isolate(nodes.hosts[1])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(nodes.start, 1)
+                await trio.sleep(60)
+                nodes.network.heal()
+            assert (await nodes[1].driver.info()).endpoint == seen
+            started = trio.current_time()
+            async with await nodes[0].driver.dial(nodes[1].address, ECHO) as stream:
+                assert await echo(stream, b"hello") == b"hello"
+            assert trio.current_time() - started < 1.0
+            await trio.sleep(5)
+            assert relayed(*nodes) == [0, 0]
+
+    simulate(main, 3)
