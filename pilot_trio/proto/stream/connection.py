@@ -22,7 +22,8 @@ from pilot_trio.proto.stream.budget import Budget
 from pilot_trio.proto.stream.closing import Closing
 from pilot_trio.proto.stream.liveness import Liveness, Verdict
 from pilot_trio.proto.stream.outbox import Outbox
-from pilot_trio.proto.stream.receiver import Receiver
+from pilot_trio.proto.stream.reassembly import Reassembly
+from pilot_trio.proto.stream.receiver import Receiver, Spent
 from pilot_trio.proto.stream.sender import Sender
 from pilot_trio.proto.stream.settings import SEGMENT, SEND_BUFFER, WINDOW_UPDATE_BELOW, StreamSettings
 from pilot_trio.proto.stream.states import Event as Event
@@ -31,7 +32,7 @@ from pilot_trio.wire import sack
 from pilot_trio.wire.packet import ACK, FIN, RST, SYN, Packet
 
 _MASK: Final = 0xFFFF_FFFF
-_SPENT: Final = Receiver(0, is_open=False)  # of all streams whose end was reached and whose bytes were read
+_SPENT: Final = Spent()
 
 
 class Connection:
@@ -52,7 +53,7 @@ class Connection:
         self.settings = settings
         self._outbox = Outbox(local, remote)
         self._sender = Sender(budget, now)
-        self._receiver = Receiver(0)
+        self._receiver: Receiver = Receiver(Reassembly())
         self._closing = Closing()
         self._liveness = Liveness(settings, now)
         self._handshake_at = now  # when our half of it left first; -inf once it is answered

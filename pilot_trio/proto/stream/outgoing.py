@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf
-from typing import Final
+from typing import Final, final
 
 from pilot_trio.proto.stream.send_queue import Run
 from pilot_trio.proto.stream.settings import NAGLE_DELAY, SEGMENT
@@ -108,6 +108,16 @@ class Outgoing:
         while chunks and start >= len(chunks[0]):
             start -= len(chunks.popleft())
         self._start = start
+
+
+@final
+class NothingWritten(Outgoing):
+    """What streams have that have ended: one for all of them, so nothing may come into it."""
+
+    __slots__ = ()
+
+    def append(self, data: bytes | memoryview, *, push: bool) -> None:
+        raise AssertionError(f"{len(data)} bytes were written to a stream that has ended")
 
 
 def _without_lookalike(data: bytes, segment: int, short: bool) -> tuple[bytes, bool]:

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, final
 
 from pilot_trio.proto.stream.settings import RECEIVE_SLOTS, SEGMENT
 from pilot_trio.wire.packet import ACK, Packet
@@ -29,7 +29,7 @@ class Reassembly:
 
     __slots__ = ("_early", "_ends", "_news", "_queue", "_starts", "boundaries", "position", "queued_bytes")
 
-    def __init__(self, rcv_nxt: int) -> None:
+    def __init__(self, rcv_nxt: int = 0) -> None:
         self.position = rcv_nxt  # of the next byte in order
         self.queued_bytes = 0
         self.boundaries: list[int] = []  # positions after the segments that came in order; who wants them clears them
@@ -224,3 +224,16 @@ class Reassembly:
         last += islice(highest, BLOCKS_MAX - len(last))
         last.sort()
         return [[(starts[index] & _MASK, ends[index] & _MASK) for index in group] for group in groups]
+
+
+@final
+class NothingReceived(Reassembly):
+    """What streams have whose end was reached and whose bytes were read: one for all, so nothing may come into it."""
+
+    __slots__ = ()
+
+    def receive(self, seq: int, payload: bytes) -> bool:
+        raise AssertionError(f"{len(payload)} bytes were received on a stream that has ended")
+
+    def receive_run(self, packets: Sequence[Packet], at: int, ack: int, window: int) -> tuple[int, int]:
+        raise AssertionError(f"{len(packets) - at} packets were received on a stream that has ended")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, final
 
-from pilot_trio.proto.stream.reassembly import Reassembly
+from pilot_trio.proto.stream.reassembly import NothingReceived, Reassembly
 from pilot_trio.proto.stream.settings import (
     ACK_DELAY,
     ANSWER_SEGMENTS,
@@ -35,9 +35,9 @@ class Receiver:
         "owed",
     )
 
-    def __init__(self, rcv_nxt: int, *, is_open: bool = True) -> None:
-        self.data = Reassembly(rcv_nxt)
-        self.is_open = is_open  # someone may still read what arrives
+    def __init__(self, data: Reassembly) -> None:
+        self.data = data
+        self.is_open = True  # someone may still read what arrives
         self.owed = 0  # acknowledgments; more than one where the sender counts duplicates
         self.ack_at = inf
         self.advertised = RECEIVE_SLOTS  # the window that the peer was told last
@@ -149,3 +149,17 @@ class Receiver:
     def row(self) -> dict[str, Any]:
         """Return this half's part of the connection list's row; clients are told the window in units of 4096."""
         return {"ooo_buf": self.data.early_count, "recv_win": self.data.window * 4096}
+
+
+@final
+class Spent(Receiver):
+    """What streams have whose end was reached and whose bytes were read: one for all, so nothing may be owed for any."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(NothingReceived())
+        self.is_open = False
+
+    def owe(self) -> None:
+        raise AssertionError("an acknowledgment is owed on a stream that has ended")

@@ -13,6 +13,7 @@ Pure: it counts and compares, and knows neither packets nor the path.
 
 from __future__ import annotations
 
+from bisect import insort
 from math import inf
 from typing import Final
 
@@ -20,7 +21,7 @@ from pilot_trio.proto.stream.settings import SEGMENT
 
 STEPS: Final = (8192, 1380)  # bytes; what fits into jumbo frames and loopback, and into Ethernet's with IPv6
 GAIN: Final = 1.125  # times what is proved: a probe of less is not worth its risk
-PROBES: Final = 3  # of a size that have to be lost: one may be by chance (RFC 8899 §5.1.2)
+PROBES: Final = 3  # of a size, or smaller, that have to be lost: one may be by chance (RFC 8899 §5.1.2)
 PROBE_AGAIN: Final = 600.0  # seconds until a size that was too large is tried again (RFC 8899 §5.1.1)
 RECOVER_FIRST: Final = 10.0  # seconds until a path that stopped carrying large segments is tried again; doubles
 LOST_MAX: Final = 8  # large segments lost in a row, with none arriving, that mean that the path carries them no more
@@ -33,7 +34,7 @@ class SegmentSize:
       limit: bytes of payload that a segment may have at most, by what is known of the first link; `SEGMENT`: never probe.
     """
 
-    __slots__ = ("_failed", "_lost", "_pause", "_probing", "_refused", "_try_at", "_upper", "limit", "size")
+    __slots__ = ("_lost", "_lost_probes", "_pause", "_probing", "_refused", "_try_at", "_upper", "limit", "size")
 
     def __init__(self, limit: int = SEGMENT) -> None:
         self.limit = limit
@@ -46,7 +47,7 @@ class SegmentSize:
         self._refused = inf  # when that ends
         self._try_at = try_at  # no probe before then
         self._probing = 0  # bytes of the probe on its way
-        self._failed = 0  # probes of this size lost in a row
+        self._lost_probes: list[int] = []  # bytes of those that were larger than what has arrived since, ascending
         self._lost = 0  # large segments lost in a row
 
     def on_path(self, limit: int) -> None:
@@ -66,6 +67,7 @@ class SegmentSize:
             return 0
         if now >= self._refused:
             self._upper, self._refused = self.limit, inf
+            self._lost_probes.clear()
         size = min(available, next((step for step in STEPS if step <= self._upper), 0))
         return size if size >= GAIN * self.size else 0
 
@@ -81,17 +83,20 @@ class SegmentSize:
         """Note that a probe of so many bytes has arrived."""
         if size == self._probing:  # else it left on an earlier path, and proves nothing
             self.size = size
-            self._probing = self._failed = 0
+            self._probing = 0
+            self._lost_probes = [lost for lost in self._lost_probes if lost > size]  # by chance
             self._pause = RECOVER_FIRST
 
     def on_probe_lost(self, size: int, now: float) -> None:
         """Note that a probe of so many bytes was lost."""
         if size == self._probing:
             self._probing = 0
-            self._failed += 1
-            if self._failed >= PROBES:
-                self._failed = 0
-                self._upper, self._refused = size - 1, now + PROBE_AGAIN
+            lost = self._lost_probes
+            insort(lost, size)
+            if len(lost) == PROBES:
+                # The largest is refused, as it and smaller ones were lost. What is smaller may have been by chance.
+                self._upper, self._refused = lost[-1] - 1, now + PROBE_AGAIN
+                self._lost_probes = [smaller for smaller in lost if smaller < lost[-1]]
 
     def on_large_arrived(self) -> None:
         """Note that segments of more than `SEGMENT` bytes have arrived."""

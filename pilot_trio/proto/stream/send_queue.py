@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from heapq import heappop, heappush
 from math import inf
-from typing import Final
+from typing import Final, final
 
 from pilot_trio.proto.stream.settings import SEGMENT
 from pilot_trio.wire.sack import looks_like_sack
@@ -336,6 +336,19 @@ class SendQueue:
     def holds_short(self) -> bool:
         """Say whether a short segment is still out (Nagle's algorithm, Minshall's version)."""
         return self._short_out > 0
+
+
+@final
+class NothingOut(SendQueue):
+    """What streams have that have ended: one for all of them, so nothing may come into it."""
+
+    __slots__ = ()
+
+    def sent(self, run: Run, now: float) -> None:
+        raise AssertionError(f"{run.size} bytes were sent on a stream that has ended")
+
+    def selectively_acknowledge(self, blocks: Sequence[Span]) -> list[Run]:
+        raise AssertionError("a report was worked in on a stream that has ended")
 
 
 def _without_lookalikes(data: bytes, segment: int) -> int:

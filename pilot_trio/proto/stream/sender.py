@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from pilot_trio.proto.stream.budget import STREAM_SHARE, Budget
 from pilot_trio.proto.stream.congestion import Congestion
-from pilot_trio.proto.stream.outgoing import Outgoing
+from pilot_trio.proto.stream.outgoing import NothingWritten, Outgoing
 from pilot_trio.proto.stream.rtt import RTO_INITIAL, RTO_MAX
-from pilot_trio.proto.stream.send_queue import Run, SendQueue
+from pilot_trio.proto.stream.send_queue import NothingOut, Run, SendQueue
 from pilot_trio.proto.stream.settings import (
     ABANDON_AFTER,
     ACK_DELAY,
@@ -37,8 +37,8 @@ TLP_MIN: Final = 0.01  # seconds; a tail is probed no sooner, so that delayed ac
 TLP_ROUND_TRIPS: Final = 2.0  # round trips after which an unanswered tail is sent again (RFC 8985 §7.2)
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 1 << 31
-_NOTHING_WRITTEN: Final = Outgoing()  # of all streams that have ended
-_NOTHING_OUT: Final = SendQueue()
+_NOTHING_WRITTEN: Final = NothingWritten()
+_NOTHING_OUT: Final = NothingOut()
 
 
 class Sender:
@@ -54,8 +54,8 @@ class Sender:
     def __init__(self, budget: Budget, now: float) -> None:
         self.rtt = budget.begin_stream(now)
         self.congestion = Congestion(now)
-        self.queue = SendQueue()
-        self.outgoing = Outgoing()
+        self.queue: SendQueue = SendQueue()
+        self.outgoing: Outgoing = Outgoing()
         self.snd_una = self.snd_nxt = 1  # positions; the SYN was 0: every connection starts there
         self.fin_end = 0  # position after a FIN that has left
         self.snd_wnd = 0  # segments

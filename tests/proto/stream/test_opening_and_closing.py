@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from pilot_trio.proto.stream.connection import Connection, Event, State
+from pilot_trio.proto.stream.send_queue import Run
 from pilot_trio.wire.packet import FIN
 
 from .segment_script import Script, accepted, closed_by_peer, closed_by_us, dialling, established, packet_of
@@ -343,6 +344,46 @@ def test_aborting_resets() -> None:
     script.pump()
     script.sends("RST 0 0 0")
     script.happened(Event.CLOSED)
+
+
+def reset_by_peer() -> Script:
+    script = established()
+    script.gets("RST 0 0 0")
+    return script
+
+
+@pytest.mark.parametrize("make", [closed_by_peer, reset_by_peer])
+def test_nothing_reaches_what_ended_streams_share(make: Callable[[], Script]) -> None:
+    script = make()
+    machine = script.machine
+    machine.receive_packets([packet_of(f"ACK {seq} 1 512 +10") for seq in (1, 11, 31)], script.now)
+    script.gets("ACK 1 1 0 +10", "ACK 50 99 512 [1-10]", "ACK 1 1 512", "SYN 0 0 512", "SYN|ACK 0 1 512", "FIN 1 0 0")
+    script.writes(100)
+    script.closes()
+    machine.hurry(script.now)
+    machine.repeat_now(script.now)
+    machine.handle_timeout(script.now + 1)
+    script.pump()
+    script.sends_nothing()
+    assert script.reads() == b""
+
+
+def test_what_ended_streams_share_takes_nothing_in() -> None:
+    """One for all of them: what came into it would turn up in every one."""
+    machine = closed_by_peer().machine
+    sender, receiver = machine._sender, machine._receiver
+    attempts: list[Callable[[], object]] = [
+        lambda: sender.outgoing.append(b"data", push=True),
+        lambda: sender.queue.sent(Run(1, b"data"), 0.0),
+        lambda: sender.queue.selectively_acknowledge([(1, 5)]),
+        lambda: receiver.on_segment(1, b"data", 0.0),
+        lambda: receiver.data.receive_run([packet_of("ACK 1 1 512 +1")], 0, 1, 512),
+        receiver.owe,
+    ]
+    for attempt in attempts:
+        with pytest.raises(AssertionError):
+            attempt()
+    assert closed_by_peer().machine.row() == machine.row()
 
 
 def test_a_packet_without_flags_is_dropped_even_with_data() -> None:

@@ -204,6 +204,42 @@ def test_a_message_of_its_own_size_is_a_probe_if_it_is_worth_it() -> None:
     assert sizes.probe(4096, 0.0) == 4096
 
 
+@pytest.mark.parametrize(
+    ("lost", "tried_next"),
+    [
+        ([LARGE, LARGE], LARGE),
+        ([LARGE, LARGE, 1300], MIDDLE),  # what was lost of 1300 bytes may have been by chance
+        ([1300, LARGE, LARGE], MIDDLE),
+        ([1300, MIDDLE, 1300], 0),
+        ([1300, 1300, 1300], 0),
+        ([LARGE, LARGE, LARGE, 1300, 1300], MIDDLE),
+        ([LARGE, LARGE, 1300, 1300, 1300], 0),
+    ],
+)
+def test_a_size_is_refused_when_it_or_smaller_ones_were_lost_three_times(lost: list[int], tried_next: int) -> None:
+    sizes = SegmentSize(LOOPBACK)
+    for size in lost:
+        assert sizes.probe(size, 0.0) == size
+        sizes.on_probe_sent(size)
+        sizes.on_probe_lost(size, 0.0)
+    assert sizes.probe(1 << 20, 0.0) == tried_next
+
+
+def test_losses_of_sizes_that_have_arrived_since_were_by_chance() -> None:
+    sizes = SegmentSize(LOOPBACK)
+    for size in (2000, 8192):
+        sizes.on_probe_sent(size)
+        sizes.on_probe_lost(size, 0.0)
+    sizes.on_probe_sent(3000)
+    sizes.on_probe_arrived(3000)
+    sizes.on_probe_sent(8192)
+    sizes.on_probe_lost(8192, 0.0)
+    assert sizes.probe(8192, 0.0) == 8192
+    sizes.on_probe_sent(8192)
+    sizes.on_probe_lost(8192, 0.0)
+    assert sizes.probe(8192, 0.0) == 0
+
+
 def test_each_time_that_a_path_fails_it_is_trusted_later() -> None:
     sizes, now, pauses = SegmentSize(LARGE), 0.0, []
     for _ in range(10):
