@@ -140,6 +140,25 @@ async def test_local_beacon_is_asked_but_not_waited_for(autojump_clock: MockCloc
         assert await received(beacon, 1) == [(started, 0)]
 
 
+@pytest.mark.parametrize(("delay", "believed"), [(1.9, ["203.0.113.77"]), (2.1, [])])
+async def test_where_the_beacon_saw_us_is_believed_for_two_seconds_and_once(
+    autojump_clock: MockClock, delay: float, believed: list[str]
+) -> None:
+    setup = Setup(LOCAL)
+    beacon = await setup.network.open_udp(LOCAL)
+    seen: list[str] = []
+    async with setup.running():
+        setup.client.on_observed = lambda endpoint: seen.append(endpoint.host)
+        assert await setup.client.discover() is None  # a local one is not waited for
+        _, source = await beacon.receive()
+        await trio.sleep(delay)
+        for host in ("203.0.113.77", "203.0.113.88"):
+            beacon.send_nowait(DiscoverReply(host, 4001).encode(), source)
+        await wait_all_tasks_blocked()
+        await trio.sleep(0.1)
+        assert seen == believed
+
+
 async def test_without_a_beacon_nothing_is_sent(autojump_clock: MockClock) -> None:
     setup = Setup()
     async with setup.running():
