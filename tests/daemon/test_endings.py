@@ -141,3 +141,15 @@ async def test_a_node_whose_peers_have_closed_stops_at_once(autojump_clock: Cloc
         began = trio.current_time()
         await one.streams.drain(0.6)
         assert trio.current_time() == began
+
+
+async def test_a_stream_that_ended_is_a_row_for_ten_seconds_and_its_end_is_not_put_off(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, _wire):
+        _stream, accepted = await pair(one, two)
+        await accepted.aclose()
+        await trio.sleep(9.9)
+        assert [row["state"] for row in one.streams.rows()] == [ConnState.TIME_WAIT.value]
+        await trio.sleep(0.2)  # machines go in steps, many at once, and soon
+        assert one.streams.rows() == []
+        assert not one.carrier._connections
+        assert not two.carrier._connections
