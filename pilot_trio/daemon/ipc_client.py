@@ -23,7 +23,7 @@ from pilot_trio.daemon.outbound import FRAME_SIZE_MAX, Outbound
 from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import IPCClosedError, PilotError
 from pilot_trio.net.transport import Transport
-from pilot_trio.wire.framing import IPC_FRAME_MAX, FrameDecoder
+from pilot_trio.wire.framing import IPC_FRAME_MAX, LENGTH, FrameDecoder
 from pilot_trio.wire.ipc import encode_error
 
 TURN_QUANTUM: Final = 64  # units of work per client and loop turn; more would delay the other clients
@@ -33,6 +33,8 @@ DISPATCH_COST: Final = 4  # units of calling a handler, so 16 a turn
 REPEAT_COST: Final = 1  # units of what needs no handler: a repeated snapshot, an empty frame
 REPLY_BATCH_MAX: Final = 64 * 1024  # bytes of replies joined before they are sent; bounds what a batch can hold
 
+_HEAD: Final = LENGTH.size
+_read_length: Final = LENGTH.unpack_from
 _INTERNAL_ERROR: Final = "internal error"  # all that a client learns of a handler's crash; the log has the rest
 
 _log = logging.getLogger("pilot_trio.ipc")
@@ -188,6 +190,28 @@ class IPCClient(Client):
             self._note_crash("release", exc)
 
     # --- the life of a request ---------------------------------------------------------------------------------------
+
+    def answer_at_once(self, data: bytes) -> bool:
+        """Answer a read that is one request for a snapshot and nothing else; say whether it was, and was answered.
+
+        Who waits for each answer before asking again pays for nothing that serves requests in a row. Nor does it need a
+        budget: after a read that left nothing, the next one waits. What cannot be answered here is for `handle`.
+        """
+        if len(data) <= _HEAD or _read_length(data)[0] != len(data) - _HEAD or self._decoder:
+            return False
+        route = self._commands.get(data[_HEAD])
+        if (
+            not isinstance(route, Route)
+            or not route.snapshot
+            or self.outbound.queued_bytes
+            or not self._transport.drained
+        ):
+            return False
+        try:
+            answer = route.handler(self, data[_HEAD + 1 :])
+        except Exception as exc:
+            answer = self._failure(data[_HEAD], route, exc)
+        return isinstance(answer, bytes) and self.outbound.send_now(_fit(answer, route))
 
     async def handle(self, data: bytes) -> None:
         """Handle every frame that this read completes, a quantum at a time. Replies leave together, and before every await.

@@ -56,7 +56,8 @@ async def _read(client: IPCClient, transport: Transport) -> None:
     """The reader: handle requests until the client's input ends, or stops making sense."""
     try:
         while data := await transport.receive_some(READ_MAX):
-            await client.handle(data)
+            if not client.answer_at_once(data):
+                await client.handle(data)
     except DecodeError as exc:
         # There is no way back into step. What came before was answered; then the connection closes.
         _log.info("IPC client lost: %s client=%d", exc, client.client_id)

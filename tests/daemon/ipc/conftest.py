@@ -37,8 +37,8 @@ class Commands:
 
     def table(self) -> CommandTable:
         return {
-            Code.HEALTH: Route(lambda client, payload: HEALTH_OK, Lane.FIFO),
-            Code.INFO: Route(lambda client, payload: INFO_OK),
+            Code.HEALTH: Route(lambda client, payload: HEALTH_OK, Lane.FIFO, snapshot=True),
+            Code.INFO: Route(lambda client, payload: INFO_OK, snapshot=True),
             Code.DIAL: Route(self.wait_for_gate),
             Code.RESOLVE_HOSTNAME: Route(self.promise),
             Code.PREFER_DIRECT: Route(self.share, error_prefix="shared: "),

@@ -441,6 +441,33 @@ async def test_repeated_snapshot_is_built_once_but_never_across_another_request(
     assert built == [0, 1, 1]
 
 
+async def test_a_snapshot_that_crashes_is_answered_and_logged_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.server._commands[Code.INFO] = Route(lambda client, payload: 1 / 0, snapshot=True)  # type: ignore[arg-type,return-value]
+    client = await bench.connect()
+    assert await client.ask(encode_frame(Code.INFO)) == encode_error("internal error")[4:]
+    assert len(caplog.records) == bench.server.statistics().crashes == 1
+    assert await client.ask(HEALTH) == HEALTH_OK[4:]
+
+
+async def test_a_snapshot_longer_than_a_frame_becomes_an_error(bench: Bench) -> None:
+    large = encode_frame(Code.INFO_OK, bytes(1 << 20))
+    bench.server._commands[Code.INFO] = Route(lambda client, payload: large, snapshot=True)
+    client = await bench.connect()
+    assert b"reply too large" in await client.ask(encode_frame(Code.INFO))
+
+
+async def test_a_lone_snapshot_does_not_overtake_what_is_queued(bench: Bench) -> None:
+    client = await bench.connect()
+    client.write(encode_frame(Code.INFO) * 200)
+    await trio.testing.wait_all_tasks_blocked()
+    assert bench.server.statistics().queued_bytes
+    client.write(HEALTH)
+    await trio.testing.wait_all_tasks_blocked()
+    assert await client.read_frames(201) == [INFO_OK[4:]] * 200 + [HEALTH_OK[4:]]
+
+
 async def test_a_flood_gives_way_to_others_every_quantum(bench: Bench) -> None:
     flooding, neighbour = await bench.connect(), await bench.connect()
     order: list[int] = []
