@@ -200,12 +200,7 @@ class IPCClient(Client):
         if len(data) <= _HEAD or _read_length(data)[0] != len(data) - _HEAD or self._decoder:
             return False
         route = self._commands.get(data[_HEAD])
-        if (
-            not isinstance(route, Route)
-            or not route.snapshot
-            or self.outbound.queued_bytes
-            or not self._transport.drained
-        ):
+        if not isinstance(route, Route) or not route.snapshot or not self._transport.drained:
             return False
         try:
             answer = route.handler(self, data[_HEAD + 1 :])

@@ -14,7 +14,7 @@ import trio
 from pilot_trio.address import Address
 from pilot_trio.daemon.commands.parts import NodeParts, rows_that_fit
 from pilot_trio.daemon.dispatch import Client, CommandTable, Lane, Route
-from pilot_trio.daemon.state import REFERENCE_VERSION
+from pilot_trio.daemon.state import REFERENCE_VERSION, TunnelStatistics
 from pilot_trio.wire.canonical_json import dumps
 from pilot_trio.wire.info_rows import with_paths
 from pilot_trio.wire.ipc import JSON_MAX, Code, encode_frame
@@ -57,27 +57,22 @@ class Snapshots:
         """Answer Health. Between two answers mostly nothing has changed, and comparing is cheaper than formatting."""
         node = self._node
         state, streams, webhook = node.state, node.streams, node.webhook
-        tunnel = state.tunnel_source()
+        tunnel = state.tunnel_source()  # another one if anything in it is different
+        uptime = int(trio.current_time() - state.started_at)
         key = (
-            streams.accept_queue_drops,
-            tunnel.authenticated_peers,
+            tunnel,
+            uptime,
             state.beacon_addr,
-            tunnel.bytes_received,
-            tunnel.bytes_sent,
-            streams.active,
-            tunnel.encrypted_peers,
+            state.node_id,
             node.trust.pending_count,
-            tunnel.peers,
-            tunnel.relay_peers,
-            "ok" if state.node_id else STATUS_UNREGISTERED,
-            int(trio.current_time() - state.started_at),
+            streams.accept_queue_drops,
+            streams.active,
             webhook.circuit_skips,
             webhook.dropped,
         )
         if key != self._health_key:
-            beacon = json.dumps(state.beacon_addr)
             self._health_key = key
-            self._health_frame = encode_frame(Code.HEALTH_OK, (_HEALTH % (*key[:2], beacon, *key[3:])).encode())
+            self._health_frame = encode_frame(Code.HEALTH_OK, _health_body(node, tunnel, uptime))
         return self._health_frame
 
     def info(self, _client: Client, _payload: bytes) -> bytes:
@@ -89,6 +84,26 @@ class Snapshots:
             self._info_frame = encode_frame(Code.INFO_OK, body)
             self._info_expires_at = now + INFO_CACHE
         return self._info_frame
+
+
+def _health_body(node: NodeParts, tunnel: TunnelStatistics, uptime: int) -> bytes:
+    body = _HEALTH % (
+        node.streams.accept_queue_drops,
+        tunnel.authenticated_peers,
+        json.dumps(node.state.beacon_addr),
+        tunnel.bytes_received,
+        tunnel.bytes_sent,
+        node.streams.active,
+        tunnel.encrypted_peers,
+        node.trust.pending_count,
+        tunnel.peers,
+        tunnel.relay_peers,
+        "ok" if node.state.node_id else STATUS_UNREGISTERED,
+        uptime,
+        node.webhook.circuit_skips,
+        node.webhook.dropped,
+    )
+    return body.encode()
 
 
 def fit_info(
