@@ -30,7 +30,10 @@ TURN_QUANTUM: Final = 64  # units of work per client and loop turn; more would d
 TASK_COST: Final = 16  # units of starting a task, so 4 a turn: a flood of dials is the dearest that a client can do
 SHARE_COST: Final = 8  # units of joining a question that others may share, so 8 a turn
 DISPATCH_COST: Final = 4  # units of calling a handler, so 16 a turn
-REPEAT_COST: Final = 1  # units of what needs no handler: a repeated snapshot, an empty frame
+REPEAT_COST: Final = 1  # units of what needs no handler: a repeated request, an empty frame
+JOINED_MAX: Final = (
+    1024  # requests of a client that wait for nothing but another one's answer; bounds what is posted at once
+)
 REPLY_BATCH_MAX: Final = 64 * 1024  # bytes of replies joined before they are sent; bounds what a batch can hold
 
 _HEAD: Final = LENGTH.size
@@ -56,6 +59,7 @@ class IPCClient(Client):
     """One connected client, as handlers see it and as its session drives it."""
 
     __slots__ = (
+        "_asked",
         "_budget",
         "_client_id",
         "_commands",
@@ -64,6 +68,7 @@ class IPCClient(Client):
         "_handling",
         "_hang_ups",
         "_in_flight",
+        "_joined",
         "_questions",
         "_releases",
         "_replies",
@@ -101,6 +106,8 @@ class IPCClient(Client):
         self._replies_size = 0
         self._snapshot_code = -1  # command whose last answer, `_snapshot`, is still true; -1: none
         self._snapshot = b""
+        self._asked: _Pending | None = None  # the request handled last, if it shares a question; None between two runs
+        self._joined = 0  # requests that wait along with one before them
         self._releases: list[Callable[[], None]] | None = []  # None once called
         self.nursery: trio.Nursery | None = None  # where requests run that wait; the session's
         self.outbound = Outbound(transport)
@@ -256,6 +263,9 @@ class IPCClient(Client):
                     pending = None
                     if frame and frame[0] == self._snapshot_code:
                         at = self._repeat_snapshot(frames, at)
+                    elif frame and self._asked and frame == frames[at - 2] and self._joined < JOINED_MAX:
+                        self._asked.joined += 1
+                        self._joined += 1
                     elif frame:
                         pending = self._dispatch(frame)
                     if isinstance(pending, RunRoute):
@@ -265,6 +275,7 @@ class IPCClient(Client):
                 return at, None
         finally:
             self._handling = False
+            self._asked = None  # its question may leave before the next request comes
 
     def _repeat_snapshot(self, frames: list[bytes], at: int) -> int:
         """Answer the request before `at`, and those from there on that ask the same, with what is still true.
@@ -301,6 +312,7 @@ class IPCClient(Client):
         code = frame[0]
         self._budget -= DISPATCH_COST - REPEAT_COST
         self._snapshot_code = -1  # whatever this request does, an earlier answer may be wrong after it
+        self._asked = None
         route = self._commands.get(code)
         if route is None:
             self._reply(encode_error(f"unknown command: 0x{code:02X}"))
@@ -352,6 +364,7 @@ class IPCClient(Client):
         if isinstance(work, Shared):
             self._budget -= SHARE_COST - DISPATCH_COST
             self._questions.ask(work.key, work.run, answer)
+            self._asked = pending if self._handling else None
             return
         self._budget -= TASK_COST - DISPATCH_COST
         try:
@@ -377,7 +390,12 @@ class IPCClient(Client):
         else:
             reply = _fit(answer, pending.route)
         if reply is not None:
-            self._post_answer(reply)
+            left = 1 + pending.joined
+            while left:
+                count = min(left, 1 + REPLY_BATCH_MAX // len(reply))
+                self._post_answer(reply * count)
+                left -= count
+        self._joined -= pending.joined
         self._in_flight.remove(pending)
 
     def _post_answer(self, reply: bytes) -> None:
@@ -443,6 +461,7 @@ class _Pending:
     code: int
     route: Route | RunRoute
     work: Later | Promise | Shared
+    joined: int = 0  # requests right behind it that are the same, and get the same answer
 
 
 def _fit(reply: bytes, route: Route | RunRoute) -> bytes:

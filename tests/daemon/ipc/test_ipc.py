@@ -11,7 +11,7 @@ import trio.testing
 from pilot_trio.daemon.dispatch import Client, Lane, Route
 from pilot_trio.daemon.in_flight import CLIENT_IN_FLIGHT_MAX
 from pilot_trio.daemon.ipc import CLIENTS_MAX, SHUTDOWN_DRAIN
-from pilot_trio.daemon.ipc_client import DISPATCH_COST, TURN_QUANTUM
+from pilot_trio.daemon.ipc_client import DISPATCH_COST, JOINED_MAX, TURN_QUANTUM
 from pilot_trio.daemon.outbound import QUEUE_BYTES_MAX
 from pilot_trio.errors import CommandError, IPCClosedError, LocalProtocolError
 from pilot_trio.wire.ipc import Code, encode_error, encode_frame
@@ -168,7 +168,7 @@ async def test_requests_that_ask_the_same_share_a_question_and_their_answers_a_w
     one.write(shared(b"x") * 5)
     other.write(shared(b"x") * 3)
     await trio.testing.wait_all_tasks_blocked()
-    assert (bench.commands.started, bench.server.statistics().in_flight) == (1, 9)
+    assert (bench.commands.started, bench.server.statistics().in_flight) == (1, 3)
     bench.commands.gate.set()
     answer = encode_frame(Code.PREFER_DIRECT_OK, b"x")
     assert await one.transport.receive_some(1 << 16) == answer
@@ -185,8 +185,36 @@ async def test_shared_refusal_and_crash_answer_everybody(bench: Bench, caplog: p
     assert bench.server.statistics().crashes == 0
     client.write(shared(b"crash") * 2)
     assert await client.read_frames(2) == [encode_error("shared: internal error")[4:]] * 2
-    assert bench.server.statistics().crashes == 2
-    assert all(record.exc_info for record in caplog.records)
+    assert bench.server.statistics().crashes == len(caplog.records) == 1
+    assert caplog.records[0].exc_info
+
+
+async def test_however_many_ask_the_same_each_is_answered_once_and_in_its_place(
+    bench: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
+    client = await bench.connect()
+    bench.commands.gate.set()
+    asked = [b"x"] * 30 + [b"y"] + [b"x"] * 2 + [b"refused"] * 20
+    client.write(b"".join(map(shared, asked)) + shared(b"x") + bytes(4) + shared(b"x"))
+    x, y = encode_frame(Code.PREFER_DIRECT_OK, b"x")[4:], encode_frame(Code.PREFER_DIRECT_OK, b"y")[4:]
+    answers = await client.read_frames(len(asked) + 2)
+    assert sorted(answers) == sorted([x] * 34 + [y] + [encode_error("shared: no")[4:]] * 20)
+    assert bench.server.statistics().in_flight == 0
+
+
+async def test_those_who_ask_the_same_again_and_again_are_no_more_than_may_wait(
+    bench: Bench, autojump_clock: trio.testing.MockClock
+) -> None:
+    client = await bench.connect()
+    client.write(shared(b"x") * 5000 + HEALTH)
+    await trio.testing.wait_all_tasks_blocked()
+    (inner,) = bench.server._clients.values()
+    assert (inner.in_flight, inner._joined) == (CLIENT_IN_FLIGHT_MAX, JOINED_MAX)
+    bench.commands.gate.set()
+    frames = await client.read_frames(5001)
+    assert frames.count(encode_frame(Code.PREFER_DIRECT_OK, b"x")[4:]) == 5000
+    assert frames.count(HEALTH_OK[4:]) == 1
+    assert (inner.in_flight, inner._joined) == (0, 0)
 
 
 async def test_askers_that_leave_do_not_concern_the_others_and_leave_nothing_behind(
