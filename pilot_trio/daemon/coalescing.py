@@ -19,9 +19,7 @@ import trio
 
 from pilot_trio.daemon.turn import Turn
 
-QUESTION_GAP: Final = (
-    0.005  # seconds between two questions about the same; less than the way to most registries and back
-)
+QUESTION_GAP: Final = 0.01  # seconds between two questions about the same; as long as a way to a registry and back
 TOLD_PER_TURN: Final = 8  # askers told of an answer per loop turn and key; as many as a client may ask in one
 PATIENCE: Final = 8.0  # seconds that an asker waits, for other questions too; protocol, `spec/ipc.md` §8
 
