@@ -98,7 +98,8 @@ async def test_clients_that_come_and_go_on_real_sockets_leave_nothing_behind(dir
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, listener)
         await trio.testing.wait_all_tasks_blocked(0.01)
-        before = (tasks(), descriptors())
+        gc.collect()  # what earlier tests left
+        tasks_before, descriptors_before = tasks(), descriptors()
         for kind in range(ROUNDS):
             client = trio.socket.socket(socket.AF_UNIX)
             await client.connect(os.fspath(directory / "s"))
@@ -108,7 +109,8 @@ async def test_clients_that_come_and_go_on_real_sockets_leave_nothing_behind(dir
         with trio.fail_after(5):
             while server.client_count:
                 await trio.lowlevel.checkpoint()
-        assert (tasks(), descriptors()) == before
+        assert tasks() == tasks_before
+        assert descriptors() <= descriptors_before  # a thread of an earlier test may have let go of some
         assert server.statistics().in_flight == 0
         nursery.cancel_scope.cancel()
     assert list(directory.iterdir()) == []
