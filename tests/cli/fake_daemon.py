@@ -104,7 +104,7 @@ class FakeDaemon:
     def wait_for(self, code: Code) -> bytes:
         """Return the payload of the last request of a kind that gets no reply, once it has arrived."""
         with self._arrival:
-            assert self._arrival.wait_for(lambda: code in self.codes(), timeout=5)
+            assert self._arrival.wait_for(lambda: code in self.codes(), timeout=PATIENCE)
             return [payload for found, payload in self.requests if found == code][-1]
 
     def settle(self, sock: socket.socket, clients: int) -> None:

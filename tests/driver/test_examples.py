@@ -52,7 +52,7 @@ def test_the_tests(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=50,
+        timeout=200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "19 passed" in done.stdout

@@ -280,7 +280,7 @@ async def test_other_paths_and_methods_are_refused(fake: Fake) -> None:
 async def test_pages_are_served_over_a_real_socket_until_cancelled(fake: Fake) -> None:
     async with trio.open_nursery() as nursery:
         url = await nursery.start(partial(serve_pages, Endpoint("127.0.0.1", 0), fake.overview()))
-        async with httpx.AsyncClient(base_url=url) as web:
+        async with httpx.AsyncClient(base_url=url, trust_env=False) as web:
             assert json.loads((await web.get("/healthz")).text)["status"] == "ok"
             assert "server" not in (await web.get("/")).headers
         nursery.cancel_scope.cancel()
