@@ -14,6 +14,7 @@ Time: see `clocks.py`.
 from __future__ import annotations
 
 import gc
+import inspect
 import random
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 import trio
 from hypothesis import HealthCheck, settings
 
-from tests.clocks import install_undisturbed_clock
+from tests.clocks import run_undisturbed
 
 _SLOW_MACHINE = [HealthCheck.too_slow]
 settings.register_profile(
@@ -29,7 +30,6 @@ settings.register_profile(
 )
 settings.register_profile("fuzz", deadline=None, max_examples=5_000, suppress_health_check=_SLOW_MACHINE)
 settings.load_profile("default")
-install_undisturbed_clock()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +43,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("seed_of_overlay", range(int(first), int(last or first) + 1))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if inspect.iscoroutinefunction(getattr(item, "obj", None)):
+            item.add_marker(pytest.mark.trio(run=run_undisturbed))
+
+
 def pytest_collection_finish() -> None:
     """Let the garbage collector pass over what stays anyway: looking through 5,000 tests took a sixth of their time."""
     gc.collect()
@@ -51,7 +58,8 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    scheduler: Any = trio._core._run  # that its order depends on nothing else is the doing of pytest-trio
+    # pytest-trio has Trio order tasks by this alone, and Hypothesis seed it; there is no public name for it.
+    scheduler: Any = trio._core._run
     seed = f"{item.config.getoption('--chance')} {item.nodeid}"
     scheduler._r.seed(seed)
     random.seed(seed)

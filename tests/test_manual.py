@@ -18,6 +18,7 @@ from pilot_trio.cli.app import MODULES
 from pilot_trio.cli.app import run as run_command
 from pilot_trio.cli.daemon_flags import FLAGS
 from pilot_trio.testing import MemoryNetwork
+from tests.clocks import UndisturbedClock
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md", *sorted((ROOT / "docs" / "howto").glob("*.md"))]
@@ -58,6 +59,7 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize("program", blocks("python"))
 async def test_programs_run(program: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs that serve do it in memory, and end after a while; the others find a node where they look for one."""
+    monkeypatch.setattr(trio, "run", partial(trio.run, clock=UndisturbedClock()))
     serve, network = pilot_trio.serve, MemoryNetwork()
     served: list[pilot_trio.NodeHandle] = []
 
