@@ -152,6 +152,7 @@ async def test_start_that_fails_raises_its_reason_bare(home: Path) -> None:
     assert config.identity is not None
     config.identity.parent.mkdir()
     config.identity.write_bytes(b"{}")
+    config.identity.chmod(0o644)
     with pytest.raises(StartupError, match=r"^load identity: identity file has loose permissions"):
         await pilot_trio.serve(config)
     config.identity.chmod(0o600)

@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 
 
 def at_terminal(monkeypatch: pytest.MonkeyPatch, **env: str) -> tuple[Output, Terminal, Terminal]:
-    for name in ("NO_COLOR", "PILOT_NO_COLOR"):
+    for name in ("NO_COLOR", "PILOT_NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm", "COLUMNS": "80", **env}.items():
         monkeypatch.setenv(name, value)
