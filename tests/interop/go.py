@@ -30,9 +30,9 @@ import trio
 
 from pilot_trio.net.network import Endpoint
 
-START_TIMEOUT: Final = 40.0  # seconds; the daemon needs 0.1, and 48 before it gives up on an unreachable registry
+START_TIMEOUT: Final = 90.0  # seconds; the daemon needs 0.1, and 48 before it gives up on an unreachable registry
 STOP_TIMEOUT: Final = 5.0  # seconds after SIGTERM until SIGKILL
-CTL_TIMEOUT: Final = 40.0  # seconds; pilotctl's own deadlines are shorter for everything the tests call
+CTL_TIMEOUT: Final = 90.0  # seconds; pilotctl's own deadlines are shorter for everything the tests call
 
 _QUIET_FLAGS: Final = ("-telemetry-url", "", "-motd-feed-url", "", "-no-skillinject")
 _FIELD = re.compile(r'(\w+)=("(?:[^"\\]|\\.)*"|\S*)')

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import trio
 
-SDK_TIMEOUT: Final = 40.0  # seconds for a script that takes one or two
+SDK_TIMEOUT: Final = 90.0  # seconds for a script that takes one or two
 
 _PRELUDE: Final = """
 import json, os, sys, threading, time

@@ -15,7 +15,7 @@ from tests.interop.traffic import KIB, MIB, echo, open_flow
 pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(150)]
 
 THERE, BACK = 5000, 5001  # ports
-PATIENCE = 30.0  # seconds for what takes one or two
+PATIENCE = 60.0  # seconds for what takes one or two
 PAIRS: list[tuple[Kind, Kind]] = [("ours", "go"), ("go", "ours"), ("ours", "ours")]
 
 

@@ -175,7 +175,7 @@ async def test_a_stream_that_breaks_is_an_end_to_the_sdk(overlay: Overlay) -> No
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while (await overlay.rendezvous.ask(type="lookup", node_id=near.node_id)).get("tags") != ["waiting"]:  # noqa: ASYNC110 - another process sets no event of ours
                 await trio.sleep(0.05)
         await far.stop(signal.SIGKILL)
@@ -188,7 +188,7 @@ async def test_a_stream_that_breaks_is_an_end_to_the_sdk(overlay: Overlay) -> No
 
 async def until_bound(node: OverlayNode, count: int) -> None:
     """Wait until so many ports are bound; no daemon announces it."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with node.driver() as driver:
             while (await driver.info()).ports < count:  # noqa: ASYNC110 - another process sets no event of ours
                 await trio.sleep(0.05)

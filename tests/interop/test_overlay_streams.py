@@ -23,7 +23,7 @@ from tests.interop.traffic import ECHO, MIB, echo, receive_exactly
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(150)]
 
-TRANSFER_TIMEOUT = 60.0  # seconds; the transfers take one or two
+TRANSFER_TIMEOUT = 120.0  # seconds; the transfers take one or two
 AT_ONCE = 8.0  # seconds for what takes one round trip; what waits for a timer of the protocol takes longer
 
 

@@ -19,7 +19,7 @@ from tests.interop.rendezvous import ADMIN_TOKEN
 pytestmark = [pytest.mark.interop, pytest.mark.slow]
 
 ECHO, DATA_EXCHANGE = 7, 1001  # ports
-PATIENCE = 30.0  # seconds for what takes one or two
+PATIENCE = 60.0  # seconds for what takes one or two
 PAIRS: list[tuple[Kind, Kind]] = [("ours", "go"), ("go", "ours"), ("ours", "ours")]
 
 
