@@ -443,6 +443,17 @@ async def test_failed_re_registration_is_tried_again_soon(
         assert setup.events[-1].topic == "agent.registered"
 
 
+async def test_registering_again_is_tried_every_half_minute_at_least(autojump_clock: MockClock) -> None:
+    setup = Setup()
+    async with setup.running():
+        await setup.enrolment.announced.wait()
+        setup.client.answers["heartbeat"] = refused("node 7: node not found")
+        setup.client.answers["register"] = unavailable()
+        await trio.sleep(1000)
+        times = [call.at for call in setup.client.of("register")][-10:]
+        assert max(later - earlier for earlier, later in pairwise(times)) <= 30.0
+
+
 async def test_peer_that_the_registry_refuses_does_not_keep_others_from_being_reported(
     autojump_clock: MockClock,
 ) -> None:

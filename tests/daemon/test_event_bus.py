@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from pilot_trio.daemon.events import Event, EventBus
 
 
@@ -30,3 +32,12 @@ def test_a_topic_is_heard_while_somebody_listens() -> None:
     leave_all()
     leave()
     assert not bus.hears("a")
+
+
+def test_sixty_five_listeners_are_a_defect_and_those_that_left_do_not_count() -> None:
+    bus = EventBus()
+    leave = [bus.subscribe(lambda event: None, "a") for _ in range(64)]
+    with pytest.raises(RuntimeError, match="64 listeners already"):
+        bus.subscribe(lambda event: None)
+    leave[0]()
+    bus.subscribe(lambda event: None)

@@ -193,6 +193,18 @@ async def test_known_route_outlives_an_outage(autojump_clock: MockClock, age: fl
             await resolver.resolve(9)
 
 
+async def test_sixteen_thousand_routes_are_remembered_and_the_oldest_makes_room() -> None:
+    client = FakeClient({"resolve": resolved()})
+    resolver = Resolver(client, make_state())
+    for node in range(100, 100 + 16_384 + 1):
+        await resolver.resolve(node)
+    asked = len(client.calls)
+    await resolver.resolve(101)
+    assert len(client.calls) == asked
+    await resolver.resolve(100)
+    assert len(client.calls) == asked + 1
+
+
 async def test_refused_route_is_not_papered_over(autojump_clock: MockClock) -> None:
     client = FakeClient({"resolve": resolved()})
     resolver = Resolver(client, make_state())
