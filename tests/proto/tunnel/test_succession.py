@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from pilot_trio.proto.tunnel.events import Drop, Established, Restarted
+from pilot_trio.crypto.identity import Identity
+from pilot_trio.proto.tunnel.events import Drop, Established, KeyNeeded, Restarted
 from pilot_trio.proto.tunnel.settings import PREDECESSOR_GAP, PREDECESSOR_QUESTIONS, REFUTED_TIME
 from pilot_trio.proto.tunnel.upkeep_packets import ping
 from pilot_trio.wire import tunnel
 
-from .net import BEACON, Net, datagram
+from .net import BEACON, Net, Node, datagram
 
 ATTACKER = ("6.6.6.6", 666)
 
@@ -111,6 +112,35 @@ def test_frames_of_several_earlier_processes_in_turn_do_not_keep_the_living_one_
     net.filter = lambda source, to, data: True
     net.send(2, 1, b"still there")
     assert net.payloads(1)[-1] == b"still there"
+
+
+def test_a_registry_that_names_another_key_takes_no_tunnel_from_a_process_that_lives() -> None:
+    net, _ = replayable()
+    impostor = Node(net, 1)
+    impostor.identity = Identity.from_seed(bytes(32))
+    impostor.addr = ATTACKER
+    impostor.restart()
+    machine = net[2].machine
+    machine.receive_datagrams([(impostor.machine._exchanges.key_frame(), ATTACKER)], net.now)
+    assert machine.next_event() == KeyNeeded(1, fresh=True)
+    machine.on_key(1, impostor.identity.public_key, net.now)
+    net.advance(PREDECESSOR_GAP)
+    net.pump()
+    assert address(net) == net[1].addr
+    net.send(1, 2, b"still here")
+    net.send(2, 1, b"and still heard")
+    assert net.payloads(2) == [b"still here"]
+    assert net.payloads(1)[-1] == b"and still heard"
+
+
+def test_a_key_once_seen_is_not_asked_for_again() -> None:
+    net, _ = replayable()
+    net[1].restart()  # with the key that it has always had; the registry may name another one by now
+    net[1].machine.ensure(2, net.now)
+    net.pump()
+    assert net[2].of(KeyNeeded) == []
+    net.send(1, 2, b"anew")
+    assert net.payloads(2) == [b"anew"]
 
 
 def test_a_process_that_has_really_restarted_stays() -> None:
