@@ -10,11 +10,10 @@ from pilot_trio.cli.output import CliError
 from pilot_trio.cli.session import DIAL_TIMEOUT, REQUEST_TIMEOUT, dial_hint
 from pilot_trio.errors import DaemonError
 from pilot_trio.wire import dataexchange as wire
+from pilot_trio.wire.service_ports import DATA_EXCHANGE_PORT, EVENT_STREAM_PORT
 
-DATA_EXCHANGE_PORT: Final = 1001  # protocol, `spec/services.md` §3
-EVENT_STREAM_PORT: Final = 1002  # protocol, `spec/services.md` §4
 REPLY_MAX: Final = 1 << 20  # bytes of one answer; the longest that the protocol knows is an error text
-_SERVICE: Final = {DATA_EXCHANGE_PORT: "data exchange", EVENT_STREAM_PORT: "event stream"}
+_SERVICE: Final[dict[int, str]] = {DATA_EXCHANGE_PORT: "data exchange", EVENT_STREAM_PORT: "event stream"}
 _FIRST_CONTACT_ERRORS: Final = ("dial timeout", "key exchange")  # pass by themselves; `spec/cli.md` §6.8
 
 

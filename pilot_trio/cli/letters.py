@@ -8,12 +8,13 @@ from typing import Any, Final
 import attrs
 
 from pilot_trio.address import Address
-from pilot_trio.cli.exchange import DATA_EXCHANGE_PORT, Exchange, dial_service, hang_up
+from pilot_trio.cli.exchange import Exchange, dial_service, hang_up
 from pilot_trio.cli.ipc_client import DaemonGone, DaemonTimeout, IPCClient
 from pilot_trio.cli.output import CliError
 from pilot_trio.errors import DaemonError
 from pilot_trio.wire import dataexchange as wire
 from pilot_trio.wire.dataexchange import FrameType
+from pilot_trio.wire.service_ports import DATA_EXCHANGE_PORT
 
 _UNKNOWN_TAGGED: Final = ("ACK UNKNOWN(10)", "ERR UNKNOWN(10)")  # a receiver that does not know message ids
 

@@ -17,14 +17,13 @@ from pilot_trio.cli.output import CliError, Output
 from pilot_trio.errors import DaemonError, DecodeError, DialRefused, RegistryError, RegistryUnavailable
 from pilot_trio.paths import default_socket
 from pilot_trio.wire.ipc import Code
+from pilot_trio.wire.service_ports import SERVICE_PORTS
 
 PROGRAM: Final = "pilot-trio"
 REQUEST_TIMEOUT: Final = 5.0  # seconds that a command waits for the daemon's answer unless told otherwise
 DIAL_TIMEOUT: Final = 30.0  # seconds for what crosses the network; the reference's clients wait as long
 DEFAULT_REGISTRY: Final = "34.71.57.205:9000"  # the public registry; protocol default
 DEFAULT_BEACON: Final = "34.71.57.205:9001"  # the public beacon; protocol default
-
-_SERVICE_PORTS: Final = frozenset({7, 444, 1001, 1002})  # a node has a service there, or was told to have none
 
 # What others must not learn from a pasted output (`spec/cli.md` §5.2).
 _ENDPOINT_KEYS: Final = frozenset({"endpoint", "real_addr", "lan_addrs", "public_addr", "stun_addr", "observed_addr"})
@@ -216,7 +215,8 @@ def dial_hint(reason: str, address: Address, port: int) -> str:
         return known
     if reason == str(DialRefused()):
         there = f"{address} answers, but nothing listens on its port {port}"
-        return there if port in _SERVICE_PORTS else f"{there}; on that node: pilot-trio recv {port}"
+        # Who has switched a service off knows why.
+        return there if port in SERVICE_PORTS else f"{there}; on that node: pilot-trio recv {port}"
     return f"check that {address} is reachable: pilot-trio ping {address}"
 
 

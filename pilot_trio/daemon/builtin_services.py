@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final
 
 import attrs
 import trio
@@ -22,14 +21,12 @@ from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import StreamTable
 from pilot_trio.daemon.trust import TrustService
 from pilot_trio.services.dataexchange import DataExchange
-from pilot_trio.services.echo import ECHO_PORT, serve_echo
+from pilot_trio.services.echo import serve_echo
 from pilot_trio.services.eventstream import EventStream
-from pilot_trio.services.handshake import HANDSHAKE_PORT, serve_handshakes
+from pilot_trio.services.handshake import serve_handshakes
 from pilot_trio.services.mailbox import Mailbox
 from pilot_trio.wire.handshake import HandshakeMessage
-
-DATA_EXCHANGE_PORT: Final = 1001  # protocol, `spec/services.md` §3
-EVENT_STREAM_PORT: Final = 1002  # protocol, `spec/services.md` §4
+from pilot_trio.wire.service_ports import DATA_EXCHANGE_PORT, ECHO_PORT, EVENT_STREAM_PORT, HANDSHAKE_PORT
 
 _log = logging.getLogger("pilot_trio.daemon")
 

@@ -18,9 +18,10 @@ from pilot_trio.daemon.interfaces import Registry
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.errors import DialError, RegistryError
 from pilot_trio.proto.trust import OUTGOING_MAX, sanitise
-from pilot_trio.services.handshake import HANDSHAKE_PORT, close_later
+from pilot_trio.services.handshake import close_later
 from pilot_trio.wire.handshake import Kind, make_message
 from pilot_trio.wire.registry import handshake_text, pair_text, respond_text
+from pilot_trio.wire.service_ports import HANDSHAKE_PORT
 
 RELAY_AGAIN: Final = 900.0  # seconds; a receiver may take a second direct request for a replay that long, §1.4
 BACKGROUND_MAX: Final = 256  # messages and reports under way; more are given up, the registry's mailbox repairs that

@@ -22,9 +22,7 @@ BURST: Final = 512 * 1024  # bytes to one node after which it is asked; less wou
 BURSTS_MAX: Final = 8  # unanswered at a time: half of the buffer that sockets ask for, `net.udp.BUFFER_WANTED`
 DATAGRAM_COST: Final = 256  # bytes that a kernel needs for a datagram beside what is in it, at least
 BURST_TIME: Final = 0.1  # seconds; who takes longer to send as much is no flood
-ANSWER_TIME: Final = (
-    0.1  # seconds that an answer is waited for; then the node is too far away for this, or does not answer
-)
+ANSWER_TIME: Final = 0.1  # seconds that an answer is waited for; a node that takes longer is too far away for this
 LEFT_ALONE: Final = 1.0  # seconds until such a node is asked again
 NODES_MAX: Final = 1024  # nodes of which anything is remembered; then all is forgotten
 

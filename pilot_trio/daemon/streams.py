@@ -25,9 +25,9 @@ from pilot_trio.daemon.port_listener import PortListener
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.errors import DialError, DialRefused, NoRoute, PortNotAllowed
 from pilot_trio.proto.ports import ConnectionCounts, ConnectionIds, PortTable
+from pilot_trio.wire.service_ports import DATA_EXCHANGE_PORT
 
 FINISHED_LOCAL_ROWS_MAX: Final = 1024  # TIME_WAIT rows of local streams; they are for people, no late packet can come
-DATA_EXCHANGE: Final = Port(1001)  # answered and then closed by the sender: `file.delivered`; `spec/transport.md` §10
 
 
 class StreamStatistics(NamedTuple):
@@ -376,7 +376,7 @@ class StreamTable:
         events = self._events
         topics = [connection.expiry] if connection.expiry else []
         topics.append("conn.rst" if connection.state is ConnState.CLOSED else "conn.fin")
-        if connection.dialled and connection.remote.port == DATA_EXCHANGE and connection.bytes_received:
+        if connection.dialled and connection.remote.port == DATA_EXCHANGE_PORT and connection.bytes_received:
             topics.append("file.delivered")
         if not events.hears_any(topics):
             return

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import Final
 
 from pilot_trio.proto.limits import KeyedBuckets, TokenBucket
+from pilot_trio.wire.service_ports import DATA_EXCHANGE_PORT, HANDSHAKE_PORT
 
 SYN_RATE_PER_SOURCE: Final = 10.0  # SYNs per second and node; protocol §3.3
 SYN_BURST_PER_SOURCE: Final = 64  # SYNs; protocol §3.3
@@ -14,7 +15,9 @@ SYN_SOURCE_IDLE: Final = 10.0  # seconds after which an unused bucket is forgott
 REPLY_WINDOW: Final = 300.0  # seconds in which a peer that we contacted may answer on its own; protocol §3.3.1
 REPLY_GRAIN: Final = 0.1  # seconds; to less than this nobody will ever see a difference
 REPLY_PEERS_MAX: Final = 4096  # peers that may; protocol §3.3.1
-REPLY_PORTS: Final = frozenset({1001, 444})  # where they may: data exchange and trust; protocol §3.3.1
+REPLY_PORTS: Final = frozenset(
+    {DATA_EXCHANGE_PORT, HANDSHAKE_PORT}
+)  # where they may: data exchange and trust; protocol §3.3.1
 
 
 class SynLimits:

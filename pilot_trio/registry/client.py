@@ -34,9 +34,7 @@ from pilot_trio.wire.registry import Message, decode_message
 
 RESPONSE_TIMEOUT: Final = 30.0  # seconds from sending a request to its whole answer; protocol, `spec/registry.md` §2.5
 CALL_TIMEOUT: Final = 60.0  # seconds for a call without a deadline of its own: waiting, dialling and one retry included
-INTERACTIVE_TIMEOUT: Final = (
-    8.0  # seconds for heartbeats and what a client waits for; protocol, `spec/registry.md` §2.5
-)
+INTERACTIVE_TIMEOUT: Final = 8.0  # seconds for heartbeats, and for what a client waits for; protocol, §2.5
 DIAL_ATTEMPTS: Final = 5  # dials before a call gives up; protocol, `spec/registry.md` §2.5
 DIAL_DELAY_FIRST: Final = 0.5  # seconds between the first two dials, doubling; protocol, `spec/registry.md` §2.5
 DIAL_DELAY_MAX: Final = 4.0  # seconds; longest such wait; protocol, `spec/registry.md` §2.5

@@ -30,9 +30,7 @@ log = logging.getLogger("pilot_trio.services.dataexchange")
 IDLE_TIMEOUT: Final = 120.0  # seconds without a byte, between frames and inside one; protocol §3.1
 LARGE_FRAME: Final = 1 << 20  # bytes; above it a frame takes one of the places below
 LARGE_FRAMES_MAX: Final = 4  # large frames received at once; bounds what strangers can make us hold to 4 x 64 MiB
-LARGE_FRAME_RATE: Final = (
-    16 << 10
-)  # bytes per second that one has to bring at least, or others would never get its place
+LARGE_FRAME_RATE: Final = 16 << 10  # bytes per second that one brings at least, or others would never get its place
 DEDUPLICATION_TIME: Final = 600.0  # seconds in which a repeated message is recognised; protocol §3.5
 DEDUPLICATION_MAX: Final = 8192  # deliveries remembered; protocol §3.5
 

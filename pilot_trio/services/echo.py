@@ -21,7 +21,6 @@ from typing import Final, Generic, Protocol, TypeVar
 
 import trio
 
-ECHO_PORT: Final = 7  # protocol, `spec/transport.md` §1.1
 ECHO_WRITE_TIMEOUT: Final = 30.0  # seconds that a peer may leave an echo unread; protocol, `spec/services.md` §2
 ECHO_CHUNK_MAX: Final = 65_536  # bytes echoed at a time; also all that a connection holds here
 

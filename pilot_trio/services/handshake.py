@@ -16,7 +16,6 @@ import trio
 from pilot_trio.errors import DecodeError
 from pilot_trio.wire.handshake import RECEIVED_MAX, HandshakeMessage, MessageBoundary
 
-HANDSHAKE_PORT: Final = 444  # protocol, `spec/services.md` §1
 READ_TIMEOUT: Final = 10.0  # seconds for the whole message; protocol, §1.3
 LINGER: Final = 0.5  # seconds until a stream is closed after its message; protocol, §1.2, §1.3
 STREAMS_MAX: Final = 64  # messages being read at once; further streams wait in the port's backlog

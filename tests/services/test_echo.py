@@ -16,7 +16,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.overlay import OverlayStream, open_stream
 from pilot_trio.daemon.streams import StreamTable
-from pilot_trio.services.echo import ECHO_PORT, ECHO_WRITE_TIMEOUT, answer, serve_echo
+from pilot_trio.services.echo import ECHO_WRITE_TIMEOUT, answer, serve_echo
+from pilot_trio.wire.service_ports import ECHO_PORT
 from tests.daemon.stream_fakes import SELF, make_table
 
 NOW = 1_700_000_000_123_456_789

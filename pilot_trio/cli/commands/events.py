@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pilot_trio.address import Address, quote
 from pilot_trio.cli.commands.streams import payload_fields
-from pilot_trio.cli.exchange import EVENT_STREAM_PORT, dial_service, hang_up
+from pilot_trio.cli.exchange import dial_service, hang_up
 from pilot_trio.cli.framework import argument, command, count, duration, option, switch, timeout
 from pilot_trio.cli.gate import check_target
 from pilot_trio.cli.ipc_client import ClientStream, DaemonGone, DaemonTimeout, deadline_in
@@ -15,6 +15,7 @@ from pilot_trio.cli.output import CliError
 from pilot_trio.cli.session import REQUEST_TIMEOUT, Session, daemon_errors
 from pilot_trio.errors import DecodeError
 from pilot_trio.wire import eventstream as wire
+from pilot_trio.wire.service_ports import EVENT_STREAM_PORT
 
 _SECTION: Final = "Events"
 _TARGET: Final = "address|hostname"

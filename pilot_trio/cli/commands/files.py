@@ -10,7 +10,7 @@ from typing import Any, Final
 from pilot_trio.address import Address
 from pilot_trio.cli import mailbox_files
 from pilot_trio.cli.durations import format_duration
-from pilot_trio.cli.exchange import DATA_EXCHANGE_PORT, Exchange, dial_service, hang_up
+from pilot_trio.cli.exchange import Exchange, dial_service, hang_up
 from pilot_trio.cli.file_sender import NotSupported, TransferFailed, send_stream
 from pilot_trio.cli.framework import argument, command, count, duration, option, switch, timeout
 from pilot_trio.cli.gate import check_target
@@ -20,6 +20,7 @@ from pilot_trio.cli.session import REQUEST_TIMEOUT, Session
 from pilot_trio.errors import DaemonError, DecodeError
 from pilot_trio.wire import dataexchange as wire
 from pilot_trio.wire.ipc import Code
+from pilot_trio.wire.service_ports import DATA_EXCHANGE_PORT
 
 _SECTION: Final = "Messages and files"
 PARTIAL_QUIET: Final = 10.0  # seconds without a write after which a partial file belongs to no live transfer

@@ -18,9 +18,9 @@ from pilot_trio.cli.output import EXIT_FAILURE, CliError, format_bytes
 from pilot_trio.cli.session import REQUEST_TIMEOUT, Session, dial_hint
 from pilot_trio.errors import DaemonError
 from pilot_trio.wire.ipc import Code
+from pilot_trio.wire.service_ports import ECHO_PORT
 
 _SECTION: Final = "Probing"
-ECHO_PORT: Final = 7  # the echo service; protocol, `spec/services.md` §2
 PING_PAUSE: Final = 1.0  # seconds between two attempts, as the reference does it
 BENCH_MB_MAX: Final = 4096  # size of one run; protocol, `spec/cli.md` §6.5
 BENCH_WRITE: Final = 64 * 1024  # bytes per write; larger ones measure the path, not this program

@@ -47,15 +47,7 @@ PATH_PROBE: Final = b"pathprobe.v1"  # payload of a path probe; protocol §11.3
 
 # What we chose -----------------------------------------------------------------------------------------------------
 DOUBT_AFTER: Final = 2.0  # seconds without any answer after which a path is in doubt; longer than a round trip takes
-DOUBT_GAPS: Final = (
-    0.5,
-    1.0,
-    2.0,
-    3.0,
-    4.0,
-    5.0,
-    10.0,
-)  # seconds until a peer in doubt is asked again; the last: a rest
+DOUBT_GAPS: Final = (0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 10.0)  # seconds until it is asked again; the last: a rest
 RESOLVE_GAP: Final = 10.0  # seconds between two resolutions of a peer in doubt; spares the registry
 UPGRADE_RESOLVE_GAP: Final = 30.0  # seconds between two resolutions of a relayed peer: it may be elsewhere by now
 LOOK_GAP: Final = 25.0  # seconds between looks at a peer that nothing is due for: it may be in use again

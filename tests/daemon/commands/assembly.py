@@ -32,11 +32,12 @@ from pilot_trio.daemon.webhook import Webhook
 from pilot_trio.errors import RegistryError
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.proto.ports import PortTable
-from pilot_trio.services.handshake import HANDSHAKE_PORT, serve_handshakes
+from pilot_trio.services.handshake import serve_handshakes
 from pilot_trio.testing import MemoryNetwork, MemoryTransportListener
 from pilot_trio.wire.framing import REGISTRY_FRAME_MAX, FrameDecoder, encode_frame
 from pilot_trio.wire.handshake import HandshakeMessage
 from pilot_trio.wire.registry import Message
+from pilot_trio.wire.service_ports import HANDSHAKE_PORT
 
 NOW = 1795459925.0  # Unix seconds; the time at which the recorded envelopes are fresh
 
