@@ -35,6 +35,7 @@ ANNOUNCE_TRIES: Final = 3  # discovers per keepalive interval to a beacon that d
 SILENT_INTERVAL: Final = 15.0  # seconds between such rounds while there are other beacons: soon sure, not too soon
 RETURN_INTERVAL: Final = 120.0  # seconds between looks at a beacon that was left: what is back for minutes, stays
 NAT_INTERVAL: Final = 15.0  # seconds between registrations behind a NAT: how long a dead mapping goes unnoticed
+RELAY_INTERVAL: Final = 15.0  # seconds between them while anything is relayed; a beacon that restarts forgets its nodes
 REPLY_TIME: Final = 2.0  # seconds in which an answer to a discover counts; protocol, `spec/tunnel.md` §12
 
 _log = logging.getLogger("pilot_trio.daemon")
@@ -78,7 +79,8 @@ class BeaconClient:
       listed: the registry's further ones.
       on_notify: called when the beacon says that a handshake waits at the registry; limits its own rate.
       keepalive: seconds between registrations; behind a NAT they are more frequent, because only the beacon's answers show
-        that the router has another mapping by now.
+        that the router has another mapping by now, and so they are while frames for this node come through the beacon.
+      relay_only: all of them do.
       rng: source of jitter.
     """
 
@@ -92,6 +94,7 @@ class BeaconClient:
         listed: BeaconList,
         on_notify: Callable[[], None],
         keepalive: float,
+        relay_only: bool = False,
         rng: random.Random | None = None,
     ) -> None:
         self._network = network
@@ -101,6 +104,7 @@ class BeaconClient:
         self._listed = listed
         self._on_notify = on_notify
         self._keepalive = keepalive
+        self._relay_only = relay_only
         self._rng = rng or random.Random()
         self._choice: BeaconChoice[Endpoint] = BeaconChoice()
         self._beacon: Endpoint | None = None  # the one in use, as named
@@ -203,7 +207,8 @@ class BeaconClient:
                 pause = min(self._interval(), SILENT_INTERVAL) if self._choice.has_others else self._interval()
 
     def _interval(self) -> float:
-        return min(self._keepalive, NAT_INTERVAL) if self._is_behind_nat() else self._keepalive
+        interval = min(self._keepalive, NAT_INTERVAL) if self._is_behind_nat() else self._keepalive
+        return min(interval, RELAY_INTERVAL) if self._relay_only or self._state.tunnel.relay_peers else interval
 
     def _is_behind_nat(self) -> bool:
         """Say whether the beacon sees this socket elsewhere than where it is."""

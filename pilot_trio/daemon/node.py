@@ -185,6 +185,7 @@ class Node:
             listed=BeaconList(self.upkeep, home.file("beacons.json"), network.wall_time),
             on_notify=self.trust.poke,
             keepalive=config.keepalive,
+            relay_only=config.relay_only,
             rng=rng,
         )
         self.tunnel.on_beacon = self.beacon.receive

@@ -13,10 +13,12 @@ from pilot_trio.address import NodeId
 from pilot_trio.daemon.beacon_client import (
     DISCOVER_TIMEOUT,
     NAT_INTERVAL,
+    RELAY_INTERVAL,
     RETURN_INTERVAL,
     BeaconClient,
 )
 from pilot_trio.daemon.beacon_list import BeaconList
+from pilot_trio.daemon.state import TunnelStatistics
 from pilot_trio.net.addresses import is_public
 from pilot_trio.net.network import DatagramSocket, Endpoint
 from pilot_trio.proto.beacon_choice import RETURN_ROUNDS, fnv1a_32
@@ -44,6 +46,7 @@ class Setup:
         self.state = make_state(0)
         self.registry = FakeClient({"beacon_list": {"type": "beacon_list_ok", "beacons": []}})
         self.beacons = beacons
+        self.relay_only = False
         self.notified = 0
         self.client: BeaconClient
         self.link: Link
@@ -67,6 +70,7 @@ class Setup:
             listed=BeaconList(self.registry, None, time.time),
             on_notify=self.notify,
             keepalive=PERIOD,
+            relay_only=self.relay_only,
             rng=ShortestWaits(),
         )
         async with trio.open_nursery() as nursery:
@@ -304,6 +308,29 @@ async def test_behind_a_nat_the_beacon_is_asked_more_often(
             [interval] * (len(asked) - 2)
         )
         assert len(asked) > 3
+
+
+@pytest.mark.parametrize("who", ["this node hides", "a peer is relayed"])
+async def test_while_the_beacon_relays_to_us_it_is_told_more_often_where_we_are(
+    autojump_clock: MockClock, who: str
+) -> None:
+    setup = Setup(LOCAL)
+    setup.relay_only = who == "this node hides"
+    if not setup.relay_only:
+        setup.state.tunnel_source = lambda: TunnelStatistics(relay_peers=1)
+    beacon = await setup.network.open_udp(LOCAL)
+    async with setup.running():
+        setup.state.node_id = NodeId(7)
+        setup.client.announce()
+        asked: list[float] = []
+        with trio.move_on_after(3 * PERIOD):
+            while True:
+                _, source = await beacon.receive()
+                beacon.send_nowait(DiscoverReply(*source).encode(), source)
+                asked.append(trio.current_time())
+        gaps = [later - earlier for earlier, later in itertools.pairwise(asked[1:])]
+        assert gaps == pytest.approx([RELAY_INTERVAL] * len(gaps))
+        assert len(gaps) > 9
 
 
 # Beacons that fall silent
