@@ -54,7 +54,7 @@ class Installation:
             elif not arrival.relayed and peer.installed_by_relay and now - peer.installed_at <= RELAYED_FIRST_TIME:
                 # The relayed copy of a restarted peer's frame came first; this one tells where the peer is now.
                 peer.route.address = arrival.source
-            self._answer_stale(peer, now)
+            self._answer_repeated(peer, now)
         peer.exchange = None
 
     def _install(self, peer: Peer, frame: wire.KeyExchange, arrival: Arrival, now: float) -> None:
@@ -122,9 +122,15 @@ class Installation:
         probe = path_probe(self._core.node_id, peer.node)
         self._core.write_direct(self._core.seal(peer.session, probe), to)
 
-    def _answer_stale(self, peer: Peer, now: float) -> None:
-        """The peer may have lost our frame: answer, but only if it has been silent, and not too often (§7.4)."""
-        if now - peer.opened_at <= STALE_AFTER:
+    def _answer_repeated(self, peer: Peer, now: float) -> None:
+        """Answer a known key frame if the peer may not have ours, but not too often (§7.4).
+
+        It may have lost ours if it has been silent, or if it shows its key a second time and has used no session in between.
+        """
+        asks = peer.opened_at < peer.shown_at <= now - DEBOUNCE
+        if now - peer.shown_at >= DEBOUNCE:  # else it is a copy that took another path
+            peer.shown_at = now
+        if now - peer.opened_at <= STALE_AFTER and not asks:
             return
         if now - peer.stale_reply_at < STALE_REPLY_GAP and not listed(self._core.settings.reply_whitelist, peer.node):
             return

@@ -66,6 +66,7 @@ class Peer:
     predecessor_at: float = inf  # when to ask it
     refuted: dict[bytes, float] = attrs.field(factory=dict)
     """Keys of earlier processes whose frames somebody has replayed, and until when they are not believed; the oldest first."""
+    shown_at: float = -inf  # when it last showed a key that was known
     stale_reply_at: float = -inf
     rekey_at: float = -inf  # last key request
     teardown_at: float = -inf

@@ -165,6 +165,25 @@ def test_a_silent_peers_known_key_frame_is_answered_once_a_second() -> None:
     assert answers == [1, 0, 1]
 
 
+def test_a_peer_that_shows_its_key_again_without_having_used_it_is_answered_before_it_counts_as_silent() -> None:
+    """Old peers that have lost their session ask with nothing but their key frame, and wait for ours."""
+    net = Net()
+    net.connect()
+    net.send(1, 2)
+    frame = net[1].machine._exchanges.key_frame()
+
+    def show(after: float) -> int:
+        net.now += after
+        net[2].machine.receive_datagrams([(frame, net[1].addr)], net.now)
+        return len(net[2].machine.datagrams_to_send())
+
+    assert [show(1), show(0.01), show(0.2)] == [0, 0, 0]  # once, and copies that took another path
+    assert show(1) == 1
+    assert show(0.5) == 0  # once a second
+    net.send(1, 2)
+    assert show(1) == 0  # it has used its session since
+
+
 def test_sealed_packets_without_a_session_are_answered_with_both_key_frames_every_three_seconds() -> None:
     net = Net(beacon=True)
     stray = Sealer(bytes(32), 1, b"pref").seal(datagram(1, 2).encode())
