@@ -32,6 +32,8 @@ class RenewableSocket(DatagramSocket):
         self._reopen = reopen
         self._keeps_port = keeps_port
         self._renewed: trio.Event | None = None  # set when the exchange under way is over
+        self._gone = False  # the old socket is closed, and there is no new one yet
+        self._successor = trio.lowlevel.ParkingLot()  # who waits for it
         self._closed = False
         self._use(sock)
 
@@ -41,7 +43,10 @@ class RenewableSocket(DatagramSocket):
         self.send_batch = sock.send_batch  # type: ignore[method-assign]
 
     async def renew(self) -> None:
-        """Exchange the socket; waits until there is a new one. Who is inside `receive` stays there and does not notice."""
+        """Exchange the socket; waits until there is a new one. Who is inside `receive` stays there and does not notice.
+
+        Cancelled, it may leave no socket at all: then datagrams are lost, and who receives waits for the next exchange.
+        """
         if self._renewed is not None:
             await self._renewed.wait()
             return
@@ -49,10 +54,13 @@ class RenewableSocket(DatagramSocket):
         try:
             old = self._sock
             if self._keeps_port:
+                self._gone = True
                 old.close()
             new = await self._open()
-            old.close()
             self._use(new)
+            self._gone = False
+            old.close()
+            self._successor.unpark_all()
             if self._closed:
                 new.close()
         finally:
@@ -103,21 +111,20 @@ class RenewableSocket(DatagramSocket):
 
     async def _await_successor(self, sock: DatagramSocket) -> None:
         """Return when there is another socket than `sock`, which is closed; raise what says so if there will be none."""
-        if self._closed:
-            raise trio.ClosedResourceError
-        if self._renewed is not None:
-            await self._renewed.wait()
-        elif sock is self._sock:
+        while self._gone and not self._closed:
+            await self._successor.park()
+        if self._closed or sock is self._sock:
             raise trio.ClosedResourceError
 
     def send_nowait(self, data: bytes, to: Endpoint) -> bool:
         try:
             return self._sock.send_nowait(data, to)
         except trio.ClosedResourceError:
-            if self._renewed is None:
+            if self._closed or not self._gone:
                 raise
             return False
 
     def close(self) -> None:
         self._closed = True
         self._sock.close()
+        self._successor.unpark_all()

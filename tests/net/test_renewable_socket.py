@@ -116,10 +116,27 @@ async def test_giving_up_leaves_a_socket_that_can_be_renewed_later(autojump_cloc
             raise OSError(errno.EADDRINUSE, "taken")
         return await network.open_udp(ANY)
 
-    sock = RenewableSocket(await network.open_udp(ANY), reopen, keeps_port=True)
-    with trio.move_on_after(10):
+    sock, other = RenewableSocket(await network.open_udp(ANY), reopen, keeps_port=True), await network.open_udp(ANY)
+    received: list[bytes] = []
+
+    async def read() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            while True:
+                received.append((await sock.receive())[0])
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        with trio.move_on_after(10):
+            await sock.renew()
+        await wait_all_tasks_blocked()  # a node that ends gives up first, and its receivers only then
+        assert not sock.send_nowait(b"lost", other.endpoint)
+        taken = False
         await sock.renew()
-    taken = False
-    await sock.renew()
-    assert sock.endpoint.port
-    sock.close()
+        other.send_nowait(b"hello", sock.endpoint)
+        await trio.sleep(1)
+        assert received == [b"hello"]
+        taken = True
+        with trio.move_on_after(10):
+            await sock.renew()
+        sock.close()
+    other.close()
