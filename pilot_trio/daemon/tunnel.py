@@ -42,7 +42,7 @@ class TunnelReport:
 
     traffic: TunnelStatistics
     drops: dict[str, int]  # by reason
-    defects: int  # datagram batches and rounds of upkeep that a defect of ours cost
+    defects: int  # datagram batches, answers of the registry and rounds of upkeep that a defect of ours cost
     socket: UDPStatistics | None
 
 

@@ -52,7 +52,7 @@ class TunnelLoop:
         self.timers: Final = Timers()
         """Run by `run`; one task for everything on this node that has deadlines."""
         self.turns = 0  # that have ended
-        self.defects = 0  # batches and rounds of upkeep that a defect of ours cost
+        self.defects = 0  # batches, answers and rounds of upkeep that a defect of ours cost
         self._socket = sock
         self._machine = machine
         self._state = state
@@ -92,15 +92,21 @@ class TunnelLoop:
 
     def on_key(self, node: int, key: bytes | None) -> None:
         """Work in an answer to `KeyNeeded`."""
-        with self.turn:
-            self.take_on_identity()
-            self._hand_up(self._machine.on_key(node, key, trio.current_time()))
+        self._take(node, lambda: self._hand_up(self._machine.on_key(node, key, trio.current_time())))
 
     def on_route(self, node: int, answer: RouteAnswer | None) -> None:
         """Work in an answer to `RouteNeeded`."""
-        with self.turn:
-            self.take_on_identity()
-            self._machine.on_route(node, answer, trio.current_time())
+        self._take(node, lambda: self._machine.on_route(node, answer, trio.current_time()))
+
+    def _take(self, node: int, answer: Callable[[], None]) -> None:
+        try:
+            with self.turn:
+                self.take_on_identity()
+                answer()
+        except Exception:
+            # The border of all peers is here too: anybody's key frame waits for such an answer.
+            self.defects += 1
+            _log.exception("answer about a node dropped", extra={"kv": {"peer_node_id": node}})
 
     async def _receive_forever(self) -> None:
         while True:

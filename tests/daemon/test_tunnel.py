@@ -698,6 +698,27 @@ async def test_defect_in_upkeep_never_ends_the_node(
         assert one.state.tunnel.packets_received > 0  # keepalives go on
 
 
+@pytest.mark.parametrize("answer", ["on_key", "on_route"])
+async def test_defect_in_what_an_answer_of_the_registry_brings_never_ends_the_node(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("defect")
+
+    async with open_world() as world:
+        one, two = await world.start(1), await world.start(2)
+        with monkeypatch.context() as broken:
+            broken.setattr(TunnelMachine, answer, fail)
+            await one.tunnel.ensure(2)
+            await trio.sleep(1)
+        assert one.tunnel.statistics().defects + two.tunnel.statistics().defects > 0
+        assert lines(caplog, "answer about a node dropped")
+        await trio.sleep(10)
+        await one.tunnel.ensure(2)
+        with trio.fail_after(10):
+            await one.tunnel.wait_for_session(2)
+
+
 async def test_socket_that_fails_for_a_while_is_read_again(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         recorder = Recorder(await world.network.open_udp(Endpoint(HOST, 0)))
