@@ -180,7 +180,10 @@ class Webhook:
                 return await self._post(url, body, headers)
         except (OSError, trio.TooSlowError) as exc:
             log.debug("webhook attempt failed", extra={"kv": {"url": url, "error": repr(exc)}})
-            return None
+        except Exception:
+            # The border of one endpoint: whatever its URL or its answer brings about must not end the node.
+            log.exception("webhook attempt failed", extra={"kv": {"url": url}})
+        return None
 
 
 async def _http_post(url: str, body: bytes, headers: dict[str, str]) -> int:
@@ -190,5 +193,5 @@ async def _http_post(url: str, body: bytes, headers: dict[str, str]) -> int:
     try:
         async with httpx.AsyncClient(follow_redirects=False, trust_env=False) as client:
             return (await client.post(url, content=body, headers=headers, timeout=None)).status_code
-    except httpx.HTTPError as exc:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as exc:  # the last: a host name that cannot be looked up
         raise OSError(str(exc)) from exc

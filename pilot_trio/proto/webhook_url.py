@@ -46,7 +46,7 @@ def check_webhook_url(url: str) -> None:
 
 
 def _parse_host(url: str) -> str:
-    if len(url.encode("utf-8", "surrogateescape")) > URL_MAX:
+    if len(url.encode("utf-8", "surrogatepass")) > URL_MAX:
         raise DecodeError(f"invalid URL: longer than {URL_MAX} bytes")
     invalid = f"invalid URL: parse {quote(url)}: "
     if _CONTROL.search(url):  # the standard parser would quietly drop some of them

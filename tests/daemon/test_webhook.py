@@ -26,7 +26,7 @@ class Endpoint:
     """Stands in for the HTTP endpoint: records what arrives, answers as told."""
 
     def __init__(self) -> None:
-        self.answers: list[int | OSError] = []  # used up from the front; then 200
+        self.answers: list[int | Exception] = []  # used up from the front; then 200
         self.received: list[tuple[float, str, dict[str, Any], dict[str, str]]] = []
         self.hang = False
 
@@ -36,7 +36,7 @@ class Endpoint:
             await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
         answer = self.answers.pop(0) if self.answers else 200
-        if isinstance(answer, OSError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -92,6 +92,29 @@ async def test_a_failing_endpoint_gets_three_attempts_a_second_and_two_apart(
     assert endpoint.ids == [1, 1, 1, 2]
     assert [at - started for at, *_ in endpoint.received] == pytest.approx([0, 1, 3, 3])
     assert (hook.dropped, hook.circuit_skips) == (0, 0)
+
+
+async def test_an_endpoint_that_brings_a_defect_to_light_costs_its_event_and_never_the_node(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    endpoint = Endpoint()
+    endpoint.answers = [KeyError("defect")] * 3
+    async with running(endpoint) as (bus, _):
+        bus.publish("a")
+        bus.publish("b")
+        await trio.sleep(10)
+    assert endpoint.ids == [1, 1, 1, 2]
+    assert "webhook attempt failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://a..b/", "http://.a/", f"http://{'a' * 300}/", "http://xn--a/", "http://☃☃.☃/", "http://[v1.a]/"],
+)
+async def test_a_url_that_nobody_can_post_to_is_an_error_like_others(url: str) -> None:
+    check_url(url)
+    with pytest.raises(OSError, match=r".+"):
+        await module._http_post(url, b"{}", {})
 
 
 async def test_a_refusal_is_final(autojump_clock: trio.testing.MockClock) -> None:
