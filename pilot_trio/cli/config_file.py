@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CONFIG_BYTES_MAX: Final = 1 << 20  # a settings file above 1 MiB is something else, given by mistake
 
@@ -15,7 +17,7 @@ class ConfigFileError(Exception):
     """The file cannot be used; the text says which file, what is wrong and what to do."""
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path | str) -> dict[str, Any]:
     """Read a configuration file.
 
     Raises:
@@ -23,7 +25,7 @@ def load(path: Path) -> dict[str, Any]:
       ConfigFileError: it cannot be read, or does not hold a JSON object.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:  # noqa: PTH123  (see `pilot_trio.paths`)
             body = file.read(CONFIG_BYTES_MAX + 1)
     except FileNotFoundError:
         raise

@@ -12,15 +12,17 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from pilot_trio.address import Address
 from pilot_trio.errors import DaemonError, DecodeError, PilotError
 from pilot_trio.wire import ipc
 from pilot_trio.wire.framing import IPC_FRAME_MAX, FrameDecoder
 from pilot_trio.wire.ipc import Accepted, Code, ReceivedDatagram
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 READ_SIZE: Final = 256 * 1024  # bytes per read; a benchmark's echo comes in large pieces
 BACKLOG_POLL: Final = 0.01  # seconds between tries to connect to a daemon that has no room for new clients
@@ -78,7 +80,7 @@ class ClientStream:
         self._client.close_stream(self.conn_id, deadline)
 
 
-def _connect(sock: socket.socket, path: Path, deadline: float) -> None:
+def _connect(sock: socket.socket, path: Path | str, deadline: float) -> None:
     while True:
         try:
             sock.connect(str(path))
@@ -97,7 +99,7 @@ def _connect(sock: socket.socket, path: Path, deadline: float) -> None:
 class IPCClient:
     """A connection to the daemon. One request at a time; pushes are kept until asked for."""
 
-    def __init__(self, path: Path, deadline: float = math.inf) -> None:
+    def __init__(self, path: Path | str, deadline: float = math.inf) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         try:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pilot_trio.cli import config_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _DIRECTORY = "pilot-trio"  # below the home directory; the reference does not look there
 
@@ -41,6 +44,8 @@ def read(home: Path, socket: Path) -> dict[str, str]:
 
 def other_sockets(home: Path, socket: Path) -> list[Path]:
     """Return the sockets of the nodes that run with this home, `socket` aside, in no order."""
+    from pathlib import Path
+
     found = []
     for path in (home / _DIRECTORY / "run").glob("*.json"):
         try:

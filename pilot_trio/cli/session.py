@@ -7,17 +7,19 @@ import os
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pilot_trio.address import Address, NetworkId, NodeId, quote
 from pilot_trio.cli import config_file, runtime_file
 from pilot_trio.cli.ipc_client import DaemonGone, DaemonNotRunning, DaemonTimeout, IPCClient, deadline_in
 from pilot_trio.cli.output import CliError, Output
 from pilot_trio.errors import DaemonError, DecodeError, DialRefused, RegistryError, RegistryUnavailable
-from pilot_trio.paths import default_socket
+from pilot_trio.paths import default_socket_name
 from pilot_trio.wire.ipc import Code
 from pilot_trio.wire.service_ports import SERVICE_PORTS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PROGRAM: Final = "pilot-trio"
 REQUEST_TIMEOUT: Final = 5.0  # seconds that a command waits for the daemon's answer unless told otherwise
@@ -40,8 +42,9 @@ class Session:
     @property
     def program(self) -> str:
         """What to type in another terminal to run this program: its name if the shell finds it, else its path."""
-        import shlex  # for those who start something; most commands need neither
+        import shlex  # for those who start something; most commands need none of them
         import shutil
+        from pathlib import Path
 
         called = Path(sys.argv[0])
         if called.name != PROGRAM or not called.is_file():
@@ -54,8 +57,13 @@ class Session:
     @property
     def home(self) -> Path:
         """`$PILOT_HOME/.pilot`, else `$HOME/.pilot`."""
-        base = self.environ.get("PILOT_HOME")
-        return (Path(base) if base else Path.home()) / ".pilot"
+        from pathlib import Path  # see `pilot_trio.paths`
+
+        return Path(self._home)
+
+    @property
+    def _home(self) -> str:
+        return os.path.join(self.environ.get("PILOT_HOME") or os.path.expanduser("~"), ".pilot")  # noqa: PTH111, PTH118
 
     @property
     def config_path(self) -> Path:
@@ -68,7 +76,7 @@ class Session:
         if self._config is None:
             self._config = {}
             try:
-                self._config = config_file.load(self.config_path)
+                self._config = config_file.load(os.path.join(self._home, "config.json"))  # noqa: PTH118
             except FileNotFoundError:
                 pass
             except config_file.ConfigFileError as exc:
@@ -89,14 +97,16 @@ class Session:
         return self.environ.get(variable) or str(self.config.get(key) or default)
 
     @property
-    def socket(self) -> Path:
+    def socket(self) -> str:
         """The daemon's socket."""
-        return Path(self.setting("socket", "PILOT_SOCKET") or default_socket())
+        return self.setting("socket", "PILOT_SOCKET") or default_socket_name()
 
     @property
     def registry(self) -> str:
         """The registry: environment, then the one that the running node uses, then config.json, then the public one."""
-        running = runtime_file.read(self.home, self.socket).get("registry", "")
+        from pathlib import Path
+
+        running = runtime_file.read(self.home, Path(self.socket)).get("registry", "")
         return self.environ.get("PILOT_REGISTRY") or running or str(self.config.get("registry") or DEFAULT_REGISTRY)
 
     @property
@@ -119,7 +129,9 @@ class Session:
             return IPCClient(self.socket, deadline_in(timeout))
         except DaemonNotRunning as exc:
             hint = f"start the daemon with: pilot-trio up, or pilot-trio daemon start  (tried {self.socket})"
-            others = runtime_file.other_sockets(self.home, self.socket)
+            from pathlib import Path
+
+            others = runtime_file.other_sockets(self.home, Path(self.socket))
             if others:
                 # Started where XDG_RUNTIME_DIR was another or --socket was given: running, and not where we look.
                 import shlex

@@ -69,7 +69,7 @@ def config(session: Session, set: str | None) -> None:  # noqa: A002  (the flag'
         "log_file": str(session.home / "pilot.log"),
     }
     data.setdefault("registry", session.registry)
-    data.setdefault("socket", str(session.socket))
+    data.setdefault("socket", session.socket)
 
     def human() -> None:
         width = max(map(len, data))

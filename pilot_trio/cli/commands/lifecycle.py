@@ -124,7 +124,7 @@ def status(session: Session, check: bool, timeout: float) -> int:
         "responsive": info is not None,
         "pid": pid,
         "pid_file": str(pids.path),
-        "socket": str(session.socket),
+        "socket": session.socket,
     }
     for key in ("node_id", "address", "hostname", "uptime_secs", "peers", "connections"):
         if info is not None:
@@ -205,7 +205,7 @@ def _wait_ready(
     return info
 
 
-def _ask_info(socket: Path, timeout: float) -> dict[str, Any] | None:
+def _ask_info(socket: Path | str, timeout: float) -> dict[str, Any] | None:
     try:
         with IPCClient(socket, deadline_in(timeout)) as client:
             return decode_object(client.request(Code.INFO, b"", deadline_in(timeout)))
@@ -213,7 +213,7 @@ def _ask_info(socket: Path, timeout: float) -> dict[str, Any] | None:
         return None
 
 
-def _connects(socket: Path) -> bool:
+def _connects(socket: Path | str) -> bool:
     try:
         IPCClient(socket, deadline_in(REQUEST_TIMEOUT)).close()
     except DaemonNotRunning:

@@ -114,7 +114,7 @@ def _announce(session: Session, handle: NodeHandle, joined: str | None) -> None:
         f"send {data['address']} {DEMO_PORT} --data hello",
     )
     # Commands find the socket by themselves unless this one was told another.
-    prefix = "" if handle.socket == session.socket else f"PILOT_SOCKET={shlex.quote(str(handle.socket))} "
+    prefix = "" if handle.socket == Path(session.socket) else f"PILOT_SOCKET={shlex.quote(str(handle.socket))} "
     out.line("\nTry, in other terminals:")
     for example in examples:
         out.line(f"  {prefix}{session.program} {example}")
