@@ -134,16 +134,17 @@ def _refuse_if_alive(path: Path) -> None:
 @contextlib.contextmanager
 def _staging_directory(parent: Path) -> Generator[Path]:
     # The wording up to the last colon is the reference daemon's.
+    failed = f"ipc start: create socket staging dir under {parent}"
     try:
         parent.stat()
     except OSError as exc:
-        raise StartupError(
-            f"ipc start: create socket staging dir under {parent}: stat {parent}: {_reason(exc)}"
-        ) from exc
+        remedy = "create it, or choose another socket path"
+        raise StartupError(f"{failed}: stat {parent}: {_reason(exc)}: {remedy}") from exc
     try:
         staging = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=parent))  # mode 0700
     except OSError as exc:
-        raise StartupError(f"ipc start: create socket staging dir under {parent}: {_reason(exc)}") from exc
+        remedy = "choose a socket path in a directory where this user may create files"
+        raise StartupError(f"{failed}: {_reason(exc)}: {remedy}") from exc
     try:
         yield staging
     finally:

@@ -122,14 +122,15 @@ def test_missing_parent_is_named_as_the_reference_names_it(directory: Path) -> N
     with pytest.raises(StartupError) as caught:
         create_socket_file(parent / "s.sock")
     assert str(caught.value) == (
-        f"ipc start: create socket staging dir under {parent}: stat {parent}: no such file or directory"
+        f"ipc start: create socket staging dir under {parent}: stat {parent}: no such file or directory: "
+        "create it, or choose another socket path"
     )
 
 
 def test_parent_that_is_a_file_is_named(directory: Path) -> None:
     parent = directory / "file"
     parent.write_text("")
-    with pytest.raises(StartupError, match=f"under {parent}: not a directory"):
+    with pytest.raises(StartupError, match=f"under {parent}: not a directory: choose a socket path in a dir"):
         create_socket_file(parent / "s.sock")
 
 
@@ -138,7 +139,8 @@ def test_directory_without_write_permission_is_named(directory: Path, monkeypatc
         raise PermissionError(13, "Permission denied")  # root may write anywhere, so the kernel cannot be asked here
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    with pytest.raises(StartupError, match=f"create socket staging dir under {directory}: permission denied"):
+    want = f"create socket staging dir under {directory}: permission denied: choose a socket path in a directory where"
+    with pytest.raises(StartupError, match=want):
         create_socket_file(directory / "s.sock")
 
 
