@@ -29,6 +29,7 @@ from pilot_trio.wire.ipc import encode_error
 TURN_QUANTUM: Final = 64  # units of work per client and loop turn; more would delay the other clients
 TASK_COST: Final = 16  # units of starting a task, so 4 a turn: a flood of dials is the dearest that a client can do
 SHARE_COST: Final = 8  # units of joining a question that others may share, so 8 a turn
+READ_COST: Final = 16  # units of a read that left more to read, so 256 KiB a turn, though it may be all one frame
 DISPATCH_COST: Final = 4  # units of calling a handler, so 16 a turn
 REPEAT_COST: Final = 1  # units of what needs no handler: a repeated request, an empty frame
 JOINED_MAX: Final = (
@@ -225,6 +226,9 @@ class IPCClient(Client):
         self._decoder.feed(data)
         if self._transport.drained:
             self._budget = TURN_QUANTUM  # others had their turn
+        else:
+            self._budget -= READ_COST
+            await self._yield_if_spent()
         self._snapshot_code = -1  # others may have run
         while frames := self._decoder.next_frames(TURN_QUANTUM):
             at = 0
@@ -232,13 +236,9 @@ class IPCClient(Client):
                 at, pending = self._handle_run(frames, at)
                 if pending is not None:
                     await self._begin(pending)
-                if self._budget <= 0:
+                if self._budget <= 0 or self._replies_size > REPLY_BATCH_MAX:
                     await self._flush()
-                    await trio.lowlevel.checkpoint()
-                    self._snapshot_code = -1
-                    self._budget = TURN_QUANTUM
-                elif self._replies_size > REPLY_BATCH_MAX:
-                    await self._flush()
+                await self._yield_if_spent()
             if self._replies:
                 await self._flush()
             if self.outbound.queued_bytes and not self.outbound.room:
@@ -246,6 +246,12 @@ class IPCClient(Client):
                 await self.outbound.wait_for_room()
             if not self._decoder:
                 return
+
+    async def _yield_if_spent(self) -> None:
+        if self._budget <= 0:
+            await trio.lowlevel.checkpoint()
+            self._snapshot_code = -1
+            self._budget = TURN_QUANTUM
 
     def _handle_run(self, frames: list[bytes], at: int) -> tuple[int, _Pending | None]:
         """Handle frames until one has to wait, or is enough for now; return where to go on, and what has to wait.

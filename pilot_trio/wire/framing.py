@@ -80,6 +80,9 @@ class FrameDecoder:
         """
         frames: list[bytes] = []
         buffer, at, limit = self._buffer, self._offset, self._limit
+        source = (
+            buffer if isinstance(buffer, bytes) else memoryview(buffer)
+        )  # a slice of a bytearray would be a copy more
         size = len(buffer)
         while count and (start := at + 4) <= size:
             (length,) = _read_length(buffer, at)
@@ -90,7 +93,7 @@ class FrameDecoder:
             end = start + length
             if end > size:
                 break
-            frames.append(bytes(buffer[start:end]))
+            frames.append(bytes(source[start:end]))
             at = end
             count -= 1
         self._advance(at)

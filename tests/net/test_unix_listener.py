@@ -211,3 +211,18 @@ def test_open_files_limit_that_cannot_be_raised_stays(monkeypatch: pytest.Monkey
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
     assert raise_open_files_limit() == limits[0]
+
+
+async def test_clients_that_have_left_make_way_for_those_who_have_not(path: Path) -> None:
+    listener = await open_unix_listener(path)
+    gone = [connect(path) for _ in range(ACCEPT_BATCH_MAX * 3)]
+    close_all(gone, [])
+    clients = [connect(path) for _ in range(3)]
+    clients[1].send(b"x")
+    clients[2].send(b"y")
+    clients[2].shutdown(socket.SHUT_WR)
+    transports = await listener.accept_some()
+    assert len(transports) == 3
+    assert [await transport.receive_some(10) for transport in transports[1:]] == [b"x", b"y"]
+    close_all(clients, transports)
+    listener.close()

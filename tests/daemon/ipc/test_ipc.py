@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 
 import pytest
@@ -11,9 +12,11 @@ import trio.testing
 from pilot_trio.daemon.dispatch import Client, Lane, Route
 from pilot_trio.daemon.in_flight import CLIENT_IN_FLIGHT_MAX
 from pilot_trio.daemon.ipc import CLIENTS_MAX, SHUTDOWN_DRAIN
-from pilot_trio.daemon.ipc_client import DISPATCH_COST, JOINED_MAX, TURN_QUANTUM
+from pilot_trio.daemon.ipc_client import DISPATCH_COST, JOINED_MAX, READ_COST, TURN_QUANTUM
+from pilot_trio.daemon.ipc_session import READ_MAX
 from pilot_trio.daemon.outbound import QUEUE_BYTES_MAX
 from pilot_trio.errors import CommandError, IPCClosedError, LocalProtocolError
+from pilot_trio.wire.framing import IPC_FRAME_MAX
 from pilot_trio.wire.ipc import Code, encode_error, encode_frame
 
 from .conftest import HEALTH, HEALTH_OK, INFO_OK, Bench
@@ -509,3 +512,26 @@ async def test_a_flood_gives_way_to_others_every_quantum(bench: Bench) -> None:
     neighbour.write(encode_frame(Code.SEND))
     await settled(lambda: len(order) == 1001)
     assert order.index(2) <= 2 * TURN_QUANTUM // DISPATCH_COST
+
+
+async def test_a_long_frame_gives_way_to_others_while_it_is_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A client that writes faster than it is read: there is always more. All of it is one frame.
+    client = await bench.connect()
+    await trio.testing.wait_all_tasks_blocked()
+    reads = [
+        encode_frame(Code.SEND, bytes(IPC_FRAME_MAX - 1))[at : at + READ_MAX]
+        for at in range(0, IPC_FRAME_MAX, READ_MAX)
+    ]
+    (server_end,) = (inner._transport for inner in bench.server._clients.values())
+    turns = [len(reads)]  # reads left at each turn of the loop
+
+    async def read(max_bytes: int) -> bytes:
+        return reads.pop(0) if reads else await trio.sleep_forever()
+
+    monkeypatch.setattr(server_end, "receive_some", read)
+    monkeypatch.setattr(type(server_end), "drained", property(lambda end: not reads))
+    client.write(HEALTH)  # the read under way is still an ordinary one
+    while reads:
+        await trio.lowlevel.checkpoint()
+        turns.append(len(reads))
+    assert all(before - after <= TURN_QUANTUM // READ_COST for before, after in itertools.pairwise(turns))
