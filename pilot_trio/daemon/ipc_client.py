@@ -32,9 +32,7 @@ SHARE_COST: Final = 8  # units of joining a question that others may share, so 8
 READ_COST: Final = 16  # units of a read that left more to read, so 256 KiB a turn, though it may be all one frame
 DISPATCH_COST: Final = 4  # units of calling a handler, so 16 a turn
 REPEAT_COST: Final = 1  # units of what needs no handler: a repeated request, an empty frame
-JOINED_MAX: Final = (
-    1024  # requests of a client that wait for nothing but another one's answer; bounds what is posted at once
-)
+JOINED_MAX: Final = 1024  # requests of one client that wait along with others; bounds what is answered at once
 REPLY_BATCH_MAX: Final = 64 * 1024  # bytes of replies joined before they are sent; bounds what a batch can hold
 
 _HEAD: Final = LENGTH.size
@@ -238,7 +236,7 @@ class IPCClient(Client):
                     await self._begin(pending)
                 if self._budget <= 0 or self._replies_size > REPLY_BATCH_MAX:
                     await self._flush()
-                await self._yield_if_spent()
+                    await self._yield_if_spent()
             if self._replies:
                 await self._flush()
             if self.outbound.queued_bytes and not self.outbound.room:
