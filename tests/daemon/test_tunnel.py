@@ -546,6 +546,38 @@ async def test_ping_that_is_not_answered_can_be_given_up(autojump_clock: MockClo
         await wait_all_tasks_blocked()  # an answer that nobody waits for is nothing
 
 
+async def test_a_thousand_pings_may_be_under_way_and_one_that_ends_makes_room(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        one = await world.start(1)
+        peer = await HandPeer.open(world, 3)
+        await peer.connect(one)
+        async with trio.open_nursery() as nursery:
+            for _ in range(1024):
+                nursery.start_soon(one.tunnel.ping, 3)
+            await wait_all_tasks_blocked()
+            with pytest.raises(NoRoute, match="too many pings under way"):
+                await one.tunnel.ping(3)
+            nursery.cancel_scope.cancel()
+        with trio.move_on_after(1) as scope:
+            await one.tunnel.ping(3)
+        assert scope.cancelled_caught
+
+
+async def test_a_name_that_nobody_resolves_holds_up_a_route_for_five_seconds(autojump_clock: MockClock) -> None:
+    class Nameless(MemoryNetwork):
+        async def resolve(self, endpoint: Endpoint) -> Endpoint:
+            await trio.sleep_forever()
+            raise AssertionError
+
+    async with open_world(Nameless()) as world:
+        one = await world.start(1)
+        world.directory.routes[3] = Route(Endpoint("slow.example", 4000))
+        started = trio.current_time()
+        with pytest.raises(NoRoute):
+            await one.tunnel.ensure(3)
+        assert trio.current_time() - started == pytest.approx(5)
+
+
 # Turns and the socket
 
 

@@ -184,6 +184,27 @@ async def test_a_new_url_restarts_the_numbering_and_the_old_one_gets_its_events_
     ]
 
 
+@pytest.mark.parametrize(("takes", "heard"), [(2.0, [1, 2, 3]), (3.0, [1, 2])])
+async def test_an_endpoint_that_was_replaced_is_told_what_it_missed_for_five_seconds(
+    autojump_clock: trio.testing.MockClock, takes: float, heard: list[int]
+) -> None:
+    endpoint = Endpoint()
+    seen: list[int] = []
+
+    async def post(url: str, body: bytes, headers: dict[str, str]) -> int:
+        seen.append(json.loads(body)["event_id"])
+        await trio.sleep(takes)
+        return 200
+
+    endpoint.post = post  # type: ignore[method-assign]
+    async with running(endpoint) as (bus, hook):
+        for topic in ("slow", "waits", "waits longer"):
+            bus.publish(topic)
+        hook.set_url("http://new/")
+        await trio.sleep(10)
+    assert seen == heard
+
+
 async def test_closing_delivers_what_is_queued_and_ends_the_task() -> None:
     endpoint = Endpoint()
     bus = EventBus()
