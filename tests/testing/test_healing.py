@@ -12,8 +12,10 @@ import pytest
 import trio
 
 from pilot_trio.address import NodeId
+from pilot_trio.config import RegistryConfig
 from pilot_trio.daemon.resolver import Resolver, Route
-from pilot_trio.testing import Link, NatType, NodeNetwork, open_node_network
+from pilot_trio.net.endpoint import Endpoint
+from pilot_trio.testing import Link, NatType, NodeNetwork, open_node, open_node_network
 from tests.testing.overlay import content, dial, echo, simulate
 
 pytestmark = pytest.mark.simulation
@@ -193,3 +195,18 @@ def test_a_registry_that_names_a_wrong_endpoint_costs_a_moment_and_no_connection
                 assert rows == 0
 
     simulate(main, 9)
+
+
+def test_a_node_that_ends_waits_two_thirds_of_a_second_for_a_peer_that_has_gone() -> None:
+    async def main() -> None:
+        async with open_node_network(1, seed=5, link=Link(delay=0.02)) as nodes:
+            host, registry = nodes.network.host("other"), RegistryConfig(endpoint=nodes[0].handle.registry)
+            async with open_node(network=host, registry=registry, rendezvous=None, listen=Endpoint("", 0)) as other:
+                stream = await dial(other.driver, nodes[0])
+                await stream.send_all(b"arrives")
+                nodes.network.isolate(nodes.hosts[0])
+                await stream.send_all(b"never arrives")
+                ended_at = trio.current_time()
+            assert 0.5 < trio.current_time() - ended_at < 1.0
+
+    simulate(main, 5)
