@@ -38,6 +38,17 @@ def test_default_is_a_node_with_a_rendezvous_on_loopback(monkeypatch: pytest.Mon
     assert not config.registry.fail_fast
 
 
+def test_streams_have_the_protocols_times_and_counts_by_default() -> None:
+    assert attrs.asdict(StreamLimits()) == {
+        "idle_timeout": 120.0,
+        "keepalive": 60.0,
+        "time_wait": 10.0,
+        "max_conns_per_port": 1024,
+        "max_conns_total": 65_536,
+        "syn_rate_limit": 100,
+    }
+
+
 def test_default_socket_is_where_clients_look(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     assert Config().socket == Path("/run/user/7/pilot.sock")
