@@ -70,6 +70,24 @@ MODULES: Final = {
     "context": "bootstrap",
     "completion": "bootstrap",
 }
+# Commands of the reference's that there are none of here, and what to do instead (`spec/cli.md` §1.2).
+_VENDOR: Final = "it belongs to the vendor of the original; nothing here needs it"
+_POLICIES: Final = "the rules of managed networks are stored and shown by the daemon, not enforced; programs reach them by the driver"
+_ADMINISTRATION: Final = "it administers managed networks at the vendor's registry; ours keeps no such records"
+_FOREIGN: Final = {
+    "quickstart": f"try: {PROGRAM} up",
+    **dict.fromkeys(("appstore", "skills", "review", "update", "updates", "verify", "recovery"), _VENDOR),
+    "trusted": f"no node is trusted by default; see: {PROGRAM} trust",
+    "gateway": "the gateway is a program of its own, which works with this daemon, too: pilot-gateway",
+    **dict.fromkeys(("managed", "policy", "member-tags"), _POLICIES),
+    **dict.fromkeys(
+        (
+            *("audit", "audit-export", "idp", "provision", "provision-status", "deprovision"),
+            *("directory-sync", "directory-status"),
+        ),
+        _ADMINISTRATION,
+    ),
+}
 COMPLETE_VARIABLE: Final = "_PILOT_TRIO_COMPLETE"  # set by the shell's completion function
 
 
@@ -116,6 +134,8 @@ def _dispatch(words: list[str], output: Output) -> int:
     if not words:
         sys.stderr.write(root().usage() + "\n")
         return EXIT_USAGE
+    if words[0] == "help":
+        words = [*words[1:], "--help"]
     if words[0] in HELP_FLAGS:
         sys.stdout.write(root().usage() + "\n")
         return 0
@@ -137,6 +157,9 @@ def _dispatch(words: list[str], output: Output) -> int:
 
 
 def _unknown(name: str, output: Output) -> int:
+    if name in _FOREIGN:
+        output.error(CliError("not_supported", f"{name}: {PROGRAM} has no such command", _FOREIGN[name]))
+        return EXIT_FAILURE
     import difflib  # rarely needed
 
     near = difflib.get_close_matches(name, MODULES, n=1)

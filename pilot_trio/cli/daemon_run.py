@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import trio
 from pilot_trio.cli import log_rotation, logs, runtime_file
 from pilot_trio.cli.daemon_flags import BY_NAME, Value
 from pilot_trio.cli.daemon_settings import Note, Settings, resolve, to_config
-from pilot_trio.cli.shutdown import Watchdog, cancel_on_signal, stop_signals
+from pilot_trio.cli.shutdown import Watchdog, cancel_on_signal, ignore_other_signals, stop_signals
 from pilot_trio.config import Config, default_home
 from pilot_trio.errors import ConfigError, PilotError
 from pilot_trio.serving import serve
@@ -33,7 +32,7 @@ log = logging.getLogger("pilot_trio.daemon")
 
 def run(given: Mapping[str, Value]) -> int:
     """Run a node with the flags given until a stop signal; return the exit code."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # no reload; a closing terminal must not end a service
+    ignore_other_signals()
     home = default_home()
     try:
         settings = resolve(given, os.environ, home)

@@ -1,4 +1,4 @@
-"""Leaving on SIGTERM and SIGINT: within two seconds, whatever hangs (`spec/cli.md` §9.5)."""
+"""Leaving on SIGTERM and SIGINT, and only then: within two seconds, whatever hangs (`spec/cli.md` §9.5)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import trio
 
 SHUTDOWN_MAX: Final = 1.6  # seconds from the signal to a forced exit; orderly shutdown needs far less
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+# A closing terminal must not end a service, nor a log rotation that means to tell it something: it has nothing to reload.
+IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
 
 log = logging.getLogger("pilot_trio.shutdown")
 
@@ -56,6 +58,12 @@ class Watchdog:
         )
         self._last_words()
         self._leave(0)
+
+
+def ignore_other_signals() -> None:
+    """Ignore what would end the process without a farewell, as the reference does."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

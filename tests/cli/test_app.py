@@ -36,6 +36,21 @@ def test_help_alone_goes_to_standard_output_and_names_every_command(cli: Cli, wo
         assert f"\n  {name} " in done.out
 
 
+def test_help_is_a_command_too(cli: Cli) -> None:
+    assert cli("help").out == cli("--help").out
+    assert cli("help", "ping").err == cli("ping", "--help").err
+    assert cli("help", "network", "kick").err == cli("network", "kick", "--help").err
+
+
+@pytest.mark.parametrize("words", [("appstore", "list"), ("extras", "gateway", "list"), ("policy", "get", "--net", "1")])
+def test_a_command_that_only_the_original_has_is_answered_politely(cli: Cli, words: tuple[str, ...]) -> None:
+    name = words[1] if words[0] == "extras" else words[0]
+    found = cli("--json", *words).error
+    assert (found["code"], found["message"]) == ("not_supported", f"{name}: pilot-trio has no such command")
+    assert "did you mean" not in found["hint"]
+    assert cli(*words).code == 1
+
+
 @pytest.mark.parametrize("name", [*MODULES, "network kick", "daemon start"])
 def test_help_after_a_command_goes_to_standard_error_with_zero(cli: Cli, name: str) -> None:
     words = [] if name in ("network", "daemon") else ["whatever", "--count=x"]
@@ -139,7 +154,8 @@ def test_init_writes_the_first_settings_and_keeps_others(cli: Cli, home: Path) -
 
 
 def test_config_shows_effective_values_and_hides_credentials(cli: Cli, home: Path) -> None:
-    cli("config", "--set", "proxy=http://user:pass@proxy:3128")
+    done = cli("--json", "config", "--set", "proxy=http://user:pass@proxy:3128")
+    assert done.data == {"key": "proxy", "value": "http://***@proxy:3128"}
     data = cli("--json", "config").data
     assert data["proxy"] == "http://***@proxy:3128"
     assert data["socket"] == f"{home}/s"
@@ -148,15 +164,12 @@ def test_config_shows_effective_values_and_hides_credentials(cli: Cli, home: Pat
 
 
 def test_config_set_stores_typed_values(cli: Cli, home: Path) -> None:
-    for text in ("public=true", "syn_rate_limit=5", "keepalive=45s", "hostname=gamma"):
-        assert cli("--json", "config", "--set", text).data == dict(zip(("key", "value"), text.split("="), strict=True))
+    values = {"public": True, "syn_rate_limit": 5, "keepalive": "45s", "hostname": "gamma"}
+    for key, text in (("public", "true"), ("syn_rate_limit", "5"), ("keepalive", "45s"), ("hostname", "gamma")):
+        assert cli("--json", "config", "--set", f"{key}={text}").data == {"key": key, "value": values[key]}
     path = home / ".pilot" / "config.json"
-    assert json.loads(path.read_text()) == {
-        "public": True,
-        "syn_rate_limit": 5,
-        "keepalive": "45s",
-        "hostname": "gamma",
-    }
+    assert json.loads(path.read_text()) == values
+    assert cli("--json", "config", "--set", "proxy=").data == {"key": "proxy", "value": ""}
 
 
 def test_pilot_home_replaces_the_home(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

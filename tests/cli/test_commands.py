@@ -146,6 +146,7 @@ def test_a_command_gives_the_json_of_the_reference(cli: Cli, words: str, data: d
         ("network create", "invalid_argument", "usage: pilot-trio network create --name"),
         ("network kick 1 6", "auth_required", "admin token required for this operation"),
         ("sign-request", "invalid_argument", "usage: pilot-trio sign-request --audience"),
+        ("sign-request --audience= --body x", "invalid_argument", "usage: pilot-trio sign-request --audience"),
         (
             "sign-request --audience x",
             "invalid_argument",
@@ -153,8 +154,8 @@ def test_a_command_gives_the_json_of_the_reference(cli: Cli, words: str, data: d
         ),
         (
             "sign-request --audience x --body-file /nonexistent",
-            "not_found",
-            "read --body-file: /nonexistent: No such file",
+            "invalid_argument",
+            "sign-request: read --body-file: /nonexistent: No such file",
         ),
         ("verify-request", "invalid_argument", "usage: pilot-trio verify-request --envelope"),
         ("set-webhook ftp://x", "invalid_argument", "webhook URL must start with http:// or https://"),

@@ -144,7 +144,8 @@ def test_a_stop_signal_ends_the_daemon_cleanly(home: Path, start: Start, number:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         assert note["registry"] == "127.0.0.1:1"
-        process.send_signal(signal.SIGHUP)  # ignored
+        for ignored in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
+            process.send_signal(ignored)
         process.send_signal(number)
         assert process.wait(PATIENCE) == 0
         log = (home / "log").read_text()

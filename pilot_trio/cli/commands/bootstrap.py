@@ -59,8 +59,9 @@ def config(session: Session, set: str | None) -> None:  # noqa: A002  (the flag'
         key, equals, text = set.partition("=")
         if not equals:
             raise CliError("invalid_argument", "usage: pilot-trio config --set key=value")
-        session.save_config({key: config_keys.check(key, text)})
-        session.output.result({"key": key, "value": text})
+        value = config_keys.check(key, text)
+        session.save_config({key: value})
+        session.output.result({"key": key, "value": config_keys.redact({key: "" if value is None else value})[key]})
         return
     data: dict[str, Any] = {
         **config_keys.redact(session.config),

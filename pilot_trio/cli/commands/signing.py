@@ -31,7 +31,7 @@ def sign_request(
     timeout: float,
 ) -> None:
     """Sign a request in this node's name."""
-    if audience is None:
+    if not audience:
         text = "--audience <name> (--body <text> | --body-file <path> | --body-hash <hex64>)"
         raise CliError("invalid_argument", f"usage: pilot-trio sign-request {text}")
     if sum(given is not None for given in (body, body_file, body_hash)) != 1:
@@ -77,7 +77,7 @@ def _hash_file(path: Path) -> str:
                 raise CliError("invalid_argument", f"{path} is larger than {BODY_MAX} bytes")
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as exc:
-        raise CliError("not_found", f"read --body-file: {path}: {exc.strerror or exc}") from exc
+        raise CliError("invalid_argument", f"sign-request: read --body-file: {path}: {exc.strerror or exc}") from exc
 
 
 COMMANDS: Final = {c.name: c for c in (sign_request, verify_request)}
