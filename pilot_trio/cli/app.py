@@ -72,7 +72,9 @@ MODULES: Final = {
 }
 # Commands of the reference's that there are none of here, and what to do instead (`spec/cli.md` §1.2).
 _VENDOR: Final = "it belongs to the vendor of the original; nothing here needs it"
-_POLICIES: Final = "the rules of managed networks are stored and shown by the daemon, not enforced; programs reach them by the driver"
+_POLICIES: Final = (
+    "the rules of managed networks are stored and shown by the daemon, not enforced; programs reach them by the driver"
+)
 _ADMINISTRATION: Final = "it administers managed networks at the vendor's registry; ours keeps no such records"
 _FOREIGN: Final = {
     "quickstart": f"try: {PROGRAM} up",

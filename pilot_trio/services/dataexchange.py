@@ -204,7 +204,8 @@ class DataExchange:
         except (OSError, MailboxFull) as exc:
             self._report_failure("inbox.full", INBOX_BYTES_MAX, tagged, exc, sender)
             return f"ERR {kind} save failed: {exc}"
-        log.info("inbox message saved", extra={"kv": {"path": str(stored.path), "type": kind, "bytes": stored.size}})
+        said = {"path": str(stored.path), "type": kind, "bytes": stored.size, "message_id": tagged.message_id or ""}
+        log.info("inbox message saved", extra={"kv": said})
         self._publish("message.received", {"from": sender, "size": stored.size, "type": kind} | _ids(tagged))
         return f"ACK {kind} {stored.size} bytes"
 

@@ -90,7 +90,10 @@ class EventStream:
                 await self._relay(stream, decoder, subscriber)
                 nursery.cancel_scope.cancel()
         except* trio.BrokenResourceError as group:
-            log.debug("eventstream connection broke", extra={"kv": {"remote": str(remote), "reason": repr(group)}})
+            log.debug(
+                "eventstream connection broke",
+                extra={"kv": {"remote": str(remote), "reason": repr(group.exceptions[0])}},
+            )
         finally:
             del peers[id(subscriber)]
             if not peers:
@@ -100,10 +103,15 @@ class EventStream:
     async def _relay(self, stream: trio.abc.Stream, decoder: wire.EventDecoder, publisher: _Subscriber) -> None:
         bucket = TokenBucket(PUBLISH_RATE, PUBLISH_BURST)
         source = str(publisher.remote)
+        told = False
         try:
             while (event := await self._next_event(stream, decoder)) is not None:
                 if not bucket.take(trio.current_time()):
                     self._publish("pubsub.rate_limited", {"from": source, "topic": event.topic})
+                    if not told:  # once for a connection: a line for each event would be as much of a flood
+                        told = True
+                        kv = {"remote": source, "topic": event.topic, "limit_per_sec": f"{PUBLISH_RATE:g}"}
+                        log.warning("pubsub publish dropped: rate limit", extra={"kv": kv})
                 elif event.topic == wire.RESERVED_TOPIC:
                     self._publish("pubsub.publish_denied", {"from": source, "topic": event.topic})
                 else:

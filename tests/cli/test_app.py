@@ -42,7 +42,9 @@ def test_help_is_a_command_too(cli: Cli) -> None:
     assert cli("help", "network", "kick").err == cli("network", "kick", "--help").err
 
 
-@pytest.mark.parametrize("words", [("appstore", "list"), ("extras", "gateway", "list"), ("policy", "get", "--net", "1")])
+@pytest.mark.parametrize(
+    "words", [("appstore", "list"), ("extras", "gateway", "list"), ("policy", "get", "--net", "1")]
+)
 def test_a_command_that_only_the_original_has_is_answered_politely(cli: Cli, words: tuple[str, ...]) -> None:
     name = words[1] if words[0] == "extras" else words[0]
     found = cli("--json", *words).error

@@ -104,8 +104,9 @@ async def test_recorded_frames_get_the_recorded_replies(exchange: DataExchange, 
 
 
 async def test_a_message_becomes_the_recorded_inbox_file(
-    exchange: DataExchange, mailbox: Mailbox, events: list[Event]
+    exchange: DataExchange, mailbox: Mailbox, events: list[Event], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     recorded = json.loads(VECTORS["captured_cli_send_message"]["inbox_file_text"])
     async with serving(exchange.handle) as stream:
         peer = Peer(stream)
@@ -122,6 +123,9 @@ async def test_a_message_becomes_the_recorded_inbox_file(
             {"from": recorded["from"], "size": 7, "type": "TEXT", "message_id": recorded["message_id"]},
         )
     ]
+    (line,) = (record for record in caplog.records if record.message == "inbox message saved")
+    said = {"path": str(path), "type": "TEXT", "bytes": 7, "message_id": recorded["message_id"]}
+    assert line.__dict__["kv"] == said
 
 
 async def test_bytes_that_are_no_text_arrive_as_base64(exchange: DataExchange, mailbox: Mailbox) -> None:

@@ -100,7 +100,10 @@ async def test_an_event_on_the_star_topic_reaches_star_subscribers_once(broker: 
 
 
 async def test_four_hundred_events_at_once_deliver_the_first_two_hundred(
-    broker: EventStream, events: list[Event], mock_clock: trio.testing.MockClock
+    broker: EventStream,
+    events: list[Event],
+    mock_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with subscribed(broker, "rl") as subscriber, subscribed(broker, "p") as publisher:
         await publisher.stream.send_all(b"".join(wire.encode("rl", b"%d" % n) for n in range(400)))
@@ -113,6 +116,7 @@ async def test_four_hundred_events_at_once_deliver_the_first_two_hundred(
         await publisher.publish("rl", b"too much")
         assert await subscriber.next() == ("rl", b"again")
         assert await subscriber.silent()
+    assert caplog.messages.count("pubsub publish dropped: rate limit") == 1  # not a line for each
 
 
 async def test_the_reserved_topic_is_dropped_and_the_connection_stays(broker: EventStream, events: list[Event]) -> None:
