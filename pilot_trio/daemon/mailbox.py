@@ -77,7 +77,7 @@ class Mailbox:
         """Whether `poll_for_client` would wait: a poll is under way, or the last one is long enough ago."""
         if self._nursery is None or not self._state.registered:
             return False
-        return self._in_flight is not None or trio.current_time() - self._started_at >= POLL_GAP
+        return self._in_flight is not None or trio.current_time() >= self._started_at + POLL_GAP
 
     def awaits(self, node: NodeId) -> bool:
         """Say whether an answer of this node is being polled for."""
@@ -140,7 +140,7 @@ class Mailbox:
         now = trio.current_time()
         if self._nursery is None or self._in_flight is not None or not self._state.registered:
             return
-        if now - self._started_at >= POLL_GAP:
+        if now >= self._started_at + POLL_GAP:  # in the words of `_next_awaited_poll`: sums are rounded
             self._started_at = now
             self._in_flight = trio.Event()
             self._nursery.start_soon(self._poll, self._in_flight)

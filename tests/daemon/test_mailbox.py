@@ -72,6 +72,18 @@ def box() -> Box:
     return Box()
 
 
+@pytest.mark.parametrize("moment", [1.2429419979023228, 6.592148136198245, 1.0300274138357939])
+async def test_a_poll_that_is_due_by_rounding_only_is_made(
+    box: Box, autojump_clock: trio.testing.MockClock, moment: float
+) -> None:
+    assert moment + POLL_GAP - moment < POLL_GAP  # so that a loop waits for nothing, and time stands still
+    async with running(box):
+        await trio.sleep_until(moment)
+        box.mailbox.expect(PEER)
+        await trio.sleep(2 * POLL_GAP + 1)
+    assert len(box.registry.polled_at) == 3
+
+
 async def test_an_idle_node_polls_with_its_keepalive(box: Box, autojump_clock: trio.testing.MockClock) -> None:
     async with running(box):
         started_at = trio.current_time()
