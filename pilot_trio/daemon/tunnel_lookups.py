@@ -169,6 +169,9 @@ class Lookups:
             key = await self._resolver.public_key(node)
         except RegistryError as exc:
             _log.debug("key lookup failed", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
+        except Exception:
+            # The border of one node: whatever the registry says of it is no reason to end this one.
+            _log.exception("key lookup failed", extra={"kv": {"peer_node_id": node}})
         finally:
             self._keys.discard(node)
         self._on_key(node, key)
@@ -185,6 +188,10 @@ class Lookups:
             pending.error = f"resolve node {node}: {exc}"
         except trio.TooSlowError:
             pending.error = f"resolve node {node}: the host name of its endpoint was not resolved in time"
+        except Exception as exc:
+            # The same border.
+            pending.error = f"resolve node {node}: {exc}"
+            _log.exception("resolving failed", extra={"kv": {"peer_node_id": node}})
         finally:
             del self._routes[node]
         if pending.error:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import os
 import random
 import socket
@@ -13,7 +14,7 @@ import ssl
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Final
 
 import trio
@@ -218,7 +219,7 @@ class SystemNetwork(Network):
             with socket.socket(family, socket.SOCK_DGRAM) as sock:
                 sock.connect((to.host, to.port))
                 host = sock.getsockname()[0]
-        except OSError:
+        except (OSError, TypeError):  # the latter: it is neither an address nor a name
             return ""
         assert isinstance(host, str)
         return host
@@ -231,26 +232,29 @@ class SystemNetwork(Network):
             with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.connect((to.host, to.port))
                 return sock.getsockopt(*(_IPV6_MTU if is_ipv6 else _IP_MTU))
-        except OSError:
+        except (OSError, TypeError):
             return ROUTE_MTU_LEAST
 
     def clock(self) -> float:
         return time.clock_gettime(_SLEEPLESS)
 
     async def open_tcp(self, to: Endpoint) -> trio.abc.Stream:
-        return await trio.open_tcp_stream(to.host or "127.0.0.1", to.port)
+        with _names_checked(to):
+            return await trio.open_tcp_stream(to.host or "127.0.0.1", to.port)
 
     async def listen_tcp(self, at: Endpoint) -> StreamListener:
-        (listener, *others) = await trio.open_tcp_listeners(at.port, host=at.host or "0.0.0.0")  # noqa: S104
+        with _names_checked(at):
+            (listener, *others) = await trio.open_tcp_listeners(at.port, host=at.host or "0.0.0.0")  # noqa: S104
         for other in others:
             await other.aclose()
         return _SystemListener(listener)
 
     async def open_udp(self, at: Endpoint) -> DatagramSocket:
         family = socket.AF_INET6 if ":" in at.host else socket.AF_INET
-        found = await trio.socket.getaddrinfo(
-            at.host or None, at.port, family, socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
-        )
+        with _names_checked(at):
+            found = await trio.socket.getaddrinfo(
+                at.host or None, at.port, family, socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
+            )
         sock = socket.socket(family, socket.SOCK_DGRAM)
         try:
             sock.bind(found[0][4])
@@ -260,9 +264,19 @@ class SystemNetwork(Network):
         return _SystemDatagramSocket(UDPSocket(sock))
 
     async def resolve(self, name: Endpoint) -> Endpoint:
-        found = await trio.socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
+        with _names_checked(name):
+            found = await trio.socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
         host, port = found[0][4][:2]
         return Endpoint(str(host), int(port))
+
+
+@contextlib.contextmanager
+def _names_checked(endpoint: Endpoint) -> Generator[None]:
+    """Raise `OSError` for a host that can be no name, too. It is somebody else's word, and looking up has errors of its own."""
+    try:
+        yield
+    except (ValueError, TypeError) as exc:
+        raise socket.gaierror(socket.EAI_NONAME, f"{endpoint.host!r} is no host name: {exc}") from exc
 
 
 def remote_endpoint(stream: trio.abc.Stream) -> Endpoint:

@@ -25,7 +25,7 @@ from pilot_trio.testing import MemoryNetwork
 from pilot_trio.wire import tunnel as wire
 from pilot_trio.wire.beacon import Discover, RelayDelivery
 from pilot_trio.wire.packet import ACK, CONTROL, DATAGRAM, Packet
-from tests.daemon.tunnel_fakes import HOST, HandPeer, TunnelNode, World, datagram, identity, open_world
+from tests.daemon.tunnel_fakes import HOST, Directory, HandPeer, TunnelNode, World, datagram, identity, open_world
 
 ESTABLISHED = "encrypted tunnel established"
 SAME = "auth key exchange: same-session keepalive"
@@ -136,6 +136,38 @@ async def test_endpoint_registered_by_name_is_resolved_before_it_is_used(autojum
         world.directory.routes[3] = Route(Endpoint("unknown.test", 1))
         with pytest.raises(NoRoute, match=r"^resolve node 3: cannot resolve"):
             await one.tunnel.ensure(3)
+
+
+@pytest.mark.parametrize("host", ["a..b", "\ud800", "☃☃.☃"])
+async def test_endpoint_with_a_host_that_can_be_none_is_no_route_and_ends_nothing(host: str) -> None:
+    """Any node may register such an endpoint."""
+    async with open_world(SystemNetwork()) as world:
+        one = await world.start(1)
+        world.directory.routes[2] = Route(Endpoint(host, 4000))
+        for _ in range(2):
+            with pytest.raises(NoRoute, match="resolve node 2: "):
+                await one.tunnel.ensure(2)
+
+
+async def test_defect_in_a_lookup_is_no_route_and_ends_nothing(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: object, node: int) -> None:
+        raise KeyError("defect")
+
+    async with open_world() as world:
+        one, _ = await world.start(1), await world.start(2)
+        with monkeypatch.context() as broken:
+            for what in ("resolve", "public_key"):
+                broken.setattr(Directory, what, fail)
+            with pytest.raises(NoRoute, match="resolve node 2: 'defect'"):
+                await one.tunnel.ensure(2)
+            peer = await HandPeer.open(world, 3)
+            peer.say(peer.key_frame(), one)
+            await trio.sleep(10)
+        assert {"resolving failed", "key lookup failed"} <= {record.message for record in caplog.records}
+        await one.tunnel.ensure(2)
+        await one.tunnel.wait_for_session(2)
 
 
 async def test_relay_only_node_is_never_told_where_we_are(autojump_clock: MockClock) -> None:
