@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Iterable
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from functools import partial
 
+import attrs
 import pytest
 import trio
 
-from pilot_trio.driver import Driver
+from pilot_trio.driver import Driver, PilotListener
+from pilot_trio.errors import IPCClosedError
 from tests.interop.overlay import Kind, MakeHome, Overlay, open_overlay
 from tests.interop.traffic import MIB, Flow
 
@@ -22,6 +27,8 @@ pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
 
 PORT = 5000
 TRANSFERS = 20
+HANG_UPS_MAX = 3
+NO_TURN = 5.0  # seconds; either daemon hangs up on a client that does not read for ten
 SIZES = {1: 8 * MIB, 8: 2 * MIB}  # {connections: bytes on each}
 LOOK = 0.1  # seconds between two looks
 # Looks without a byte after which a stream has stopped: twenty seconds, and more where the processors are so busy that one
@@ -55,32 +62,78 @@ async def busy_processors() -> AsyncGenerator[None]:
 async def test_twenty_of_twenty_transfers(
     overlay: Overlay, sender_kind: Kind, receiver_kind: Kind, connections: int
 ) -> None:
-    sender, receiver = await overlay.start(sender_kind), await overlay.start(receiver_kind)
-    async with sender.driver() as driver, receiver.driver() as other:
-        listener = await other.listen(PORT)
-        for number in range(1, TRANSFERS + 1):
-            flows = []
-            for _ in range(connections):
-                dialled = await driver.dial(receiver.address, PORT)
-                flows.append(Flow(dialled, await listener.accept()))
-            async with trio.open_nursery() as watching:
-                watching.start_soon(watch, (driver, other), flows, f"transfer {number}")
-                async with trio.open_nursery() as nursery:
-                    for flow in flows:
-                        nursery.start_soon(flow.send, SIZES[connections])
-                        nursery.start_soon(flow.receive)
-                watching.cancel_scope.cancel()
-            assert {flow.received for flow in flows} == {SIZES[connections]}
+    number = hung_up = 0
+    while number < TRANSFERS:
+        sender, receiver = await overlay.start(sender_kind), await overlay.start(receiver_kind)
+        async with sender.driver() as driver, receiver.driver() as other:
+            try:
+                listener = await other.listen(PORT)
+                while number < TRANSFERS:
+                    await transfer(driver, other, listener, receiver.address, connections, f"transfer {number + 1}")
+                    number += 1
+            except* HungUpError:
+                hung_up += 1
+                if hung_up > HANG_UPS_MAX:
+                    raise
+        for node in (sender, receiver):  # the real daemon answers nobody any more
+            await node.stop(signal.SIGKILL)
 
 
-async def watch(drivers: Iterable[Driver], flows: list[Flow], name: str) -> None:
+class HungUpError(Exception):
+    """A daemon has closed the socket of a client that read nothing for long, since this process got no turn."""
+
+
+@attrs.define
+class Turns:
+    """How long this process was without a turn."""
+
+    last: float = attrs.field(factory=time.monotonic)
+    longest: float = 0.0
+
+    def take(self) -> float:
+        """Note a turn; return the longest time without one."""
+        now = time.monotonic()
+        self.longest, self.last = max(self.longest, now - self.last), now
+        return self.longest
+
+    async def watch(self, function: Callable[[], Awaitable[object]]) -> None:
+        """Await something that a client does."""
+        try:
+            await function()
+        except (trio.BrokenResourceError, IPCClosedError) as exc:
+            if self.take() > NO_TURN and isinstance(exc.__cause__ or exc, IPCClosedError):
+                raise HungUpError from exc
+            await trio.sleep(1)  # where a daemon has hung up, the other end breaks too: let the cause come first
+            raise
+
+
+async def transfer(
+    driver: Driver, other: Driver, listener: PilotListener, address: str, connections: int, name: str
+) -> None:
+    flows = []
+    for _ in range(connections):
+        dialled = await driver.dial(address, PORT)
+        flows.append(Flow(dialled, await listener.accept()))
+    turns = Turns()
+    async with trio.open_nursery() as watching:
+        watching.start_soon(watch, (driver, other), flows, turns, name)
+        async with trio.open_nursery() as nursery:
+            for flow in flows:
+                nursery.start_soon(turns.watch, partial(flow.send, SIZES[connections]))
+                nursery.start_soon(turns.watch, flow.receive)
+        watching.cancel_scope.cancel()
+    assert {flow.received for flow in flows} == {SIZES[connections]}
+
+
+async def watch(drivers: Iterable[Driver], flows: list[Flow], turns: Turns, name: str) -> None:
     """Fail if a flow falls silent while both daemons are at work."""
     received = [-1] * len(flows)
     silent = [0] * len(flows)
     while True:
         await trio.sleep(LOOK)
+        turns.take()
         for driver in drivers:
-            await driver.health()
+            await turns.watch(driver.health)
         for number, flow in enumerate(flows):
             moved = flow.ended or flow.received != received[number]
             silent[number] = 0 if moved else silent[number] + 1
