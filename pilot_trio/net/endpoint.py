@@ -22,6 +22,10 @@ class Endpoint(NamedTuple):
             host = host[1:-1]
         elif ":" in host:
             colon = ""
+        try:
+            host.encode()
+        except UnicodeEncodeError:  # JSON can hold half a character, and no host is called that
+            colon = ""
         if not colon or not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 0xFFFF:
             raise ValueError(f"{text!r} is not host:port; write for example 127.0.0.1:9000")
         return cls(host, int(port))

@@ -285,6 +285,17 @@ async def test_listed_beacons_join_the_configured_ones(autojump_clock: MockClock
         assert [call.at for call in setup.registry.calls][:3] == pytest.approx([0, 60, 120], abs=0.1)
 
 
+async def test_what_can_be_no_host_is_no_beacon(autojump_clock: MockClock) -> None:
+    setup = Setup()
+    addrs = ["\ud800:9001", "\udc00:9001", "beacon.test:9001"]
+    setup.registry.answers["beacon_list"] = {"beacons": [{"id": 1, "addr": addr} for addr in addrs]}
+    async with setup.running():
+        setup.state.node_id = NodeId(7)
+        setup.client.announce()
+        await trio.sleep(100)
+        assert setup.state.beacon_addr == "beacon.test:9001"
+
+
 @pytest.mark.parametrize(
     ("seen", "interval"),
     [(Endpoint("203.0.113.77", 9), NAT_INTERVAL), (Endpoint("127.0.0.1", 9), NAT_INTERVAL), (None, PERIOD)],

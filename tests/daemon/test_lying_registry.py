@@ -28,7 +28,20 @@ POLICY = {"version": 1, "rules": [{"name": "r", "on": "cycle", "match": "true", 
 
 LIES: list[Any] = [
     *(None, True, False, -1, 0, 1, 2, 3, 65_536, 2**32, 2**64, 1.5, -0.0, 1e300),
-    *("", "x", "\ud800", "\x00", "é" * 300, "127.0.0.1:4001", "8.8.8.8:77", "[::1]:9", "a:b", "nowhere.example:1"),
+    *(
+        "",
+        "x",
+        "\ud800",
+        "\x00",
+        "é" * 300,
+        "127.0.0.1:4001",
+        "8.8.8.8:77",
+        "[::1]:9",
+        "a:b",
+        "nowhere.example:1",
+        "\ud800:1",
+        "a..b:1",
+    ),
     *(KEY, KEY[:-4], base64.b64encode(bytes(5)).decode(), "0:0000.0000.0002", "9:FFFF.FFFF.FFFF"),
     *([], [None], [1, 2, 3], [1, "a", None, {}], ["8.8.8.8:1", 5], {}, {"a": []}, POLICY, json.dumps(POLICY)),
 ]

@@ -53,7 +53,7 @@ def test_endpoint_is_read_and_written(text: str, endpoint: Endpoint) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "9000", "host", "host:", "host:x", "host:65536", "host:-1", "::1:9000", "h:" + "9" * 5000]
+    "text", ["", "9000", "host", "host:", "host:x", "host:65536", "host:-1", "::1:9000", "h:" + "9" * 5000, "\ud800:1"]
 )
 def test_text_that_is_no_endpoint_is_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not host:port; write for example"):
