@@ -28,6 +28,7 @@ SYNC_INTERVAL: Final = 300.0  # seconds between looks at the own memberships; pr
 SYNC_JITTER: Final = 30.0  # seconds; random part of the first wait, so that nodes do not ask in step; protocol, §6.2
 POLICY_ATTEMPTS: Final = 3  # tries to fetch a policy; protocol, `spec/registry.md` §6.1
 POLICY_PAUSE: Final = 0.2  # seconds between them; protocol, `spec/registry.md` §6.1
+ALLOWED_PORTS_MAX: Final = 1000  # ports of a policy; ten times what the registry takes, `spec/registry.md` §2.6
 MEMBERSHIPS_MAX: Final = 1024  # networks per node that we follow; each costs a request per sync
 
 _log = logging.getLogger("pilot_trio.daemon")
@@ -212,7 +213,9 @@ class Networks:
     def _adopt_policy(self, network: NetworkId, answer: Message) -> None:
         ports = answer.get("allowed_ports")
         allowed = frozenset(
-            port for port in (ports if isinstance(ports, list) else []) if type(port) is int and 0 < port <= PORT_MAX
+            port
+            for port in (ports[:ALLOWED_PORTS_MAX] if isinstance(ports, list) else [])
+            if type(port) is int and 0 < port <= PORT_MAX
         )
         if allowed:
             self._state.allowed_ports[network] = allowed

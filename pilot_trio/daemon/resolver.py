@@ -27,6 +27,8 @@ from pilot_trio.wire.registry import Message, node_text, resolve_text
 
 OWN_RECORD_FRESH: Final = 1.0  # seconds; `info` and its like ask for the own record each time; protocol, §6.2
 ROUTES_MAX: Final = 16_384  # routes remembered; more peers than a node talks to within an hour
+ENDPOINT_MAX: Final = 261  # characters of an endpoint; a DNS name of 253, brackets, colon, port
+LAN_ENDPOINTS_MAX: Final = 32  # of a node; a host with many interfaces has a few
 
 
 @attrs.frozen
@@ -178,14 +180,17 @@ class Resolver:
             raise NoRoute(f"resolve node {node}: node {node} has no real address")
         endpoint = _endpoint(answer["real_addr"])
         if endpoint is None:
-            raise NoRoute(f"resolve node {node}: node {node} has an unusable address {answer['real_addr']!r}")
+            unusable = repr(answer["real_addr"])[:ENDPOINT_MAX]
+            raise NoRoute(f"resolve node {node}: node {node} has an unusable address {unusable}")
         lan = answer.get("lan_addrs")
-        lan_endpoints = (_endpoint(text) for text in (lan if isinstance(lan, list) else []))
+        lan_endpoints = (_endpoint(text) for text in (lan[:LAN_ENDPOINTS_MAX] if isinstance(lan, list) else []))
         return Route(endpoint, tuple(filter(None, lan_endpoints)), answer.get("relay_only") is True)
 
 
 def _endpoint(text: Any) -> Endpoint | None:
+    if not isinstance(text, str) or len(text) > ENDPOINT_MAX:
+        return None
     try:
         return Endpoint.parse(text)
-    except (ValueError, AttributeError):
+    except ValueError:
         return None

@@ -23,6 +23,8 @@ from pilot_trio.proto.trust import GRANTING, Request, Verdict, sanitise
 from pilot_trio.wire.handshake import HandshakeMessage, Kind
 from pilot_trio.wire.registry import Message
 
+KEY_TEXT_MAX: Final = 64  # characters; a key in base64 has 44
+
 _APPROVED_LINE: Final = {
     Verdict.MUTUAL: "mutual handshake auto-approved",
     Verdict.SAME_NETWORK: "same network handshake auto-approved",
@@ -216,4 +218,4 @@ class PeerMessages:
 
 def _key(record: Message) -> str:
     key = record.get("public_key")
-    return key if isinstance(key, str) else ""
+    return key if isinstance(key, str) and key.isascii() and len(key) <= KEY_TEXT_MAX else ""

@@ -26,6 +26,7 @@ REVOKED_COOL_DOWN: Final = 300  # seconds in which a revoked peer's late approva
 JUSTIFICATION_MAX: Final = 1024  # bytes of a request's text; §1.5
 
 # What we chose.
+TEXT_MAX: Final = 4096  # characters of a text that are looked at: four times what is shown, if some of them must not be
 REVOKED_MAX: Final = 4096  # peers that cool down; the one revoked first is forgotten, as it would be within minutes
 
 _NOBODY: Final = NodeId(0)
@@ -292,5 +293,5 @@ def sanitise(text: str) -> str:
 
     Letters, marks, numbers, punctuation, symbols and the ASCII space stay; no control or format character does.
     """
-    shown = "".join(c for c in text if c == " " or unicodedata.category(c)[0] in "LMNPS")
+    shown = "".join(c for c in text[:TEXT_MAX] if c == " " or unicodedata.category(c)[0] in "LMNPS")
     return shown.encode("utf-8", "ignore")[:JUSTIFICATION_MAX].decode("utf-8", "ignore")

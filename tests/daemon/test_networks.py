@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from pilot_trio.address import BACKBONE, NetworkId
 from pilot_trio.daemon import networks as networks_module
 from pilot_trio.daemon.events import Event, EventBus
-from pilot_trio.daemon.networks import SYNC_INTERVAL, Networks
+from pilot_trio.daemon.networks import ALLOWED_PORTS_MAX, SYNC_INTERVAL, Networks
 from pilot_trio.daemon.resolver import Resolver
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.errors import RegistryError, RegistryUnavailable
@@ -222,3 +222,10 @@ async def test_snapshot_that_cannot_be_stored_is_no_reason_to_stop(
     await setup.networks.sync()
     assert setup.state.networks == [3, 5]
     assert "cannot save networks" in caplog.text
+
+
+async def test_of_a_policy_with_very_many_ports_the_first_count(autojump_clock: MockClock) -> None:
+    setup = Setup()
+    setup.client.answers["get_network_policy"] = {"allowed_ports": list(range(1, 65_536))}
+    await setup.networks.refresh(N3)
+    assert setup.state.allowed_ports == {3: frozenset(range(1, ALLOWED_PORTS_MAX + 1))}

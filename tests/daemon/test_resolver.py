@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from pilot_trio.address import NodeId
 from pilot_trio.crypto.identity import Identity, verify
 from pilot_trio.daemon import hostname_cache
-from pilot_trio.daemon.resolver import Resolver, Route
+from pilot_trio.daemon.resolver import ENDPOINT_MAX, LAN_ENDPOINTS_MAX, Resolver, Route
 from pilot_trio.daemon.timed_cache import FRESH, STALE
 from pilot_trio.errors import NoRoute, RegistryError, RegistryUnavailable
 from pilot_trio.net.endpoint import Endpoint
@@ -155,6 +155,12 @@ async def test_route_is_asked_for_with_a_signature_and_remembered(autojump_clock
     assert len(client.calls) == 2
 
 
+async def test_of_very_many_addresses_inside_the_first_are_kept(autojump_clock: MockClock) -> None:
+    lan = [f"10.0.{number}.9:4000" for number in range(LAN_ENDPOINTS_MAX + 1)]
+    route = await Resolver(FakeClient({"resolve": resolved(lan_addrs=lan)}), make_state()).resolve(9)
+    assert list(map(str, route.lan_endpoints)) == lan[:LAN_ENDPOINTS_MAX]
+
+
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
@@ -164,6 +170,10 @@ async def test_route_is_asked_for_with_a_signature_and_remembered(autojump_clock
         ({"type": "resolve_ok"}, "resolve node 9: node 9 has no real address"),
         (resolved(real_addr="junk"), "resolve node 9: node 9 has an unusable address 'junk'"),
         (resolved(real_addr=5), "resolve node 9: node 9 has an unusable address 5"),
+        (
+            resolved(real_addr="x" * 1_000_000 + ":5"),
+            f"resolve node 9: node 9 has an unusable address '{'x' * (ENDPOINT_MAX - 1)}",
+        ),
     ],
 )
 async def test_missing_route_says_why(autojump_clock: MockClock, answer: Any, text: str) -> None:

@@ -20,6 +20,7 @@ from pilot_trio.proto.trust import (
     REQUEST_LIFETIME,
     REVOKED_COOL_DOWN,
     REVOKED_MAX,
+    TEXT_MAX,
     Binding,
     Request,
     TrustTable,
@@ -353,3 +354,7 @@ def test_sanitised_text_is_bounded_and_stable(text: str) -> None:
 def test_a_long_text_is_cut_between_characters(length: int) -> None:
     assert len(sanitise("x" * length)) == min(length, JUSTIFICATION_MAX)
     assert sanitise("é" * JUSTIFICATION_MAX) == "é" * (JUSTIFICATION_MAX // 2)
+
+
+def test_what_stands_behind_a_long_text_is_not_looked_at() -> None:
+    assert sanitise("\x00" * (TEXT_MAX - 1) + "ab") == "a"
