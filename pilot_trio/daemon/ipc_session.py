@@ -37,7 +37,8 @@ async def serve_client(client: IPCClient, transport: Transport, counters: Counte
             finally:
                 client.release()
                 client.outbound.finish()
-                nursery.cancel_scope.cancel()
+                if client.in_flight:  # else the writer is alone, and ends by itself
+                    nursery.cancel_scope.cancel()
     finally:
         transport.close()
 
