@@ -106,12 +106,28 @@ def _make_way(path: Path) -> None:
         raise StartupError(f"ipc start: {path} exists and is not a socket: remove it or choose another socket path")
     _refuse_if_alive(path)
     try:
-        if path.lstat().st_ino == found.st_ino:  # else somebody replaced it meanwhile; `_publish` will find out
-            path.unlink()
+        _remove_stale(path, found)
     except FileNotFoundError:
-        pass
+        pass  # another daemon that starts was faster
     except OSError as exc:
         raise StartupError(f"ipc start: remove stale socket {path}: {_reason(exc)}") from exc
+
+
+def _remove_stale(path: Path, found: os.stat_result) -> None:
+    """Remove the socket that was found dead, and no other that may have taken its place since.
+
+    Looking first would leave a moment in between. So it is moved aside, looked at, and put back if it is another, which
+    `_publish` will notice. Its number alone does not tell: file systems give the number of a removed file to the next one.
+    """
+    aside = path.with_name(f"{_STAGING_PREFIX}{os.getpid()}.stale")
+    path.rename(aside)
+    try:
+        now = aside.lstat()
+        if (now.st_ino, now.st_mtime_ns) != (found.st_ino, found.st_mtime_ns):
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path, follow_symlinks=False)
+    finally:
+        aside.unlink()
 
 
 def _refuse_if_alive(path: Path) -> None:

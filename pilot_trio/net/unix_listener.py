@@ -81,9 +81,10 @@ class UnixListener(TransportListener):
     def close(self) -> None:
         if self._sock.fileno() < 0:
             return
+        # While it is alive nobody takes it for stale, and the name for theirs.
+        self._file.remove()
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
-        self._file.remove()
         if self._spare is not None:
             os.close(self._spare)
             self._spare = None

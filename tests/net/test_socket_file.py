@@ -103,6 +103,29 @@ def test_daemon_that_starts_at_the_same_moment_wins_if_it_was_faster(
     assert list(directory.iterdir()) == [path]
 
 
+def test_of_two_daemons_that_find_the_same_stale_socket_the_faster_one_keeps_its_own(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = directory / "s.sock"
+    create_socket_file(path).listener.close()
+    remove_stale = socket_file._remove_stale
+    faster: list[socket.socket] = []
+
+    def remove_too_late(path: Path, found: os.stat_result) -> None:
+        if not faster:
+            faster.append(socket.socket())  # only the first one is late
+            faster.append(create_socket_file(path).listener)
+        remove_stale(path, found)
+
+    monkeypatch.setattr(socket_file, "_remove_stale", remove_too_late)
+    with pytest.raises(StartupError, match="belongs to a running daemon"):
+        create_socket_file(path)
+    assert connects(path)
+    assert list(directory.iterdir()) == [path]
+    for sock in faster:
+        sock.close()
+
+
 @pytest.mark.parametrize("kind", ["file", "directory", "symlink"])
 def test_what_is_not_a_socket_is_not_touched(directory: Path, kind: str) -> None:
     path = directory / "s.sock"
