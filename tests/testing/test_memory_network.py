@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -254,3 +255,11 @@ async def test_ports_handed_out_are_free_ones_and_end_some_day() -> None:
     assert (await network.listen_tcp(FREE)).endpoint.port == 65_535
     with pytest.raises(OSError, match="no free port left"):
         await network.listen_tcp(FREE)
+
+
+def test_jitter_comes_from_what_a_test_may_seed() -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        random.seed(seed)
+        drawn.append(MemoryNetwork().random_source().random())
+    assert drawn[0] == drawn[1] != drawn[2]
