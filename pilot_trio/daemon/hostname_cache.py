@@ -23,8 +23,8 @@ from pilot_trio.wire.hostname_file import KnownName, dump_names, load_names
 from pilot_trio.wire.registry import Message
 
 NAMES_MAX: Final = 4096  # names remembered; a client that resolves at random must not fill the memory
-KEPT_MAX: Final = 1024  # names in the file, the latest ones; together with the next limit: 4 MiB
-KEPT_SIZE_MAX: Final = 4096  # bytes of an answer in the file; real ones have 200
+ANSWER_MAX: Final = 4096  # bytes of an answer that is remembered; real ones have 200, and 4,096 of the largest 16 MiB
+KEPT_MAX: Final = 1024  # names in the file, the latest ones; at most 4 MiB
 SAVE_GAP: Final = 10.0  # seconds between two writes; a client that resolves name after name must not wear the disk
 
 _log = logging.getLogger("pilot_trio.daemon")
@@ -49,7 +49,10 @@ class HostnameCache:
         return self._answers.get(name, trio.current_time(), max_age)
 
     def put(self, name: str, answer: Message) -> None:
-        """Remember an answer that has just come."""
+        """Remember an answer that has just come, unless it is larger than any should be."""
+        if len(json.dumps(answer)) > ANSWER_MAX:
+            self.forget(name)
+            return
         self._answers.put(name, answer, trio.current_time())
         self._file.changed()
 
@@ -85,6 +88,6 @@ class HostnameCache:
         names = [
             KnownName(name, now - (elapsed - answered_at), answer)
             for name, answered_at, answer in self._answers.rows()
-            if elapsed - answered_at < STALE and len(json.dumps(answer)) <= KEPT_SIZE_MAX
+            if elapsed - answered_at < STALE
         ]
         return dump_names(names[-KEPT_MAX:], now)

@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from pilot_trio.daemon import hostname_cache as module
-from pilot_trio.daemon.hostname_cache import KEPT_SIZE_MAX, SAVE_GAP, HostnameCache
+from pilot_trio.daemon.hostname_cache import ANSWER_MAX, SAVE_GAP, HostnameCache
 from pilot_trio.daemon.resolver import Resolver
 from pilot_trio.daemon.timed_cache import FRESH, STALE
 from pilot_trio.errors import RegistryUnavailable
@@ -117,8 +117,10 @@ async def test_the_file_holds_a_bounded_number_of_names_the_latest_ones(
     async with node.running():
         for name in ("a", "b", "c"):
             await node.resolver.resolve_hostname(name)
-        node.registry.answers["resolve_hostname"] = found(junk="x" * KEPT_SIZE_MAX)
-        await node.resolver.resolve_hostname("large")
+        node.registry.answers["resolve_hostname"] = found(junk="x" * ANSWER_MAX)
+        for _ in range(2):
+            await node.resolver.resolve_hostname("large")
+        assert [call.fields["hostname"] for call in node.registry.calls] == ["a", "b", "c", "large", "large"]
     assert list(node.stored()) == ["b", "c"]
 
 
