@@ -285,7 +285,7 @@ class BeaconClient:
     async def _address_of(self, beacon: Endpoint) -> Endpoint | None:
         try:
             with trio.fail_after(RESOLVE_TIMEOUT):
-                address = await self._network.resolve(beacon)
+                address = await self._network.resolve(beacon, self._link.endpoint)
         except (OSError, trio.TooSlowError) as exc:
             _log.warning("cannot resolve beacon", extra={"kv": {"beacon": str(beacon), "error": str(exc)}})
             return None

@@ -86,7 +86,14 @@ class Tunnel:
         self._report = TunnelLog(bus, settings.is_trusted)
         self._loop = TunnelLoop(sock, self._machine, state, act=self._act, deliver=self._hand_up)
         self._turn = self._loop.turn
-        self._lookups = Lookups(state, resolver, network, on_key=self._loop.on_key, on_route=self._loop.on_route)
+        self._lookups = Lookups(
+            state,
+            resolver,
+            network,
+            bound=lambda: sock.endpoint,
+            on_key=self._loop.on_key,
+            on_route=self._loop.on_route,
+        )
         self._waiting: dict[int, trio.lowlevel.ParkingLot] = {}  # for a session, by node
         self._pings = Pings(self.send)
         self._clock: Callable[[], float] = trio.current_time

@@ -52,8 +52,8 @@ class KeyAndRouteResolver(Protocol):
 class NameResolver(Protocol):
     """The network, as far as it is needed here."""
 
-    async def resolve(self, name: Endpoint, /) -> Endpoint:
-        """Turn a host name into an address literal; raise `OSError`."""
+    async def resolve(self, name: Endpoint, at: Endpoint, /) -> Endpoint:
+        """Turn a host name into an address that a socket bound at `at` can send to; raise `OSError`."""
         ...
 
 
@@ -75,6 +75,7 @@ class Lookups:
       state: says in which network this node is.
       resolver: asks the registry, with its caches.
       network: resolves host names of endpoints.
+      bound: where the tunnels' socket is bound at the moment.
       on_key: gets a node's key, None if it could not be had.
       on_route: likewise for routes.
     """
@@ -85,12 +86,14 @@ class Lookups:
         resolver: KeyAndRouteResolver,
         network: NameResolver,
         *,
+        bound: Callable[[], Endpoint],
         on_key: Callable[[int, bytes | None], None],
         on_route: Callable[[int, RouteAnswer | None], None],
     ) -> None:
         self._state = state
         self._resolver = resolver
         self._network = network
+        self._bound = bound
         self._on_key = on_key
         self._on_route = on_route
         self._keys: set[int] = set()  # asked for, in the queue or under way
@@ -212,5 +215,5 @@ class Lookups:
             ipaddress.ip_address(endpoint.host)
         except ValueError:
             with trio.fail_after(NAME_TIMEOUT):
-                return await self._network.resolve(endpoint)
+                return await self._network.resolve(endpoint, self._bound())
         return endpoint

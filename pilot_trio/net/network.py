@@ -105,8 +105,13 @@ class Network(abc.ABC):
         """Bind a UDP socket to `at` (port 0: any free one); raise `OSError` if that fails."""
 
     @abc.abstractmethod
-    async def resolve(self, name: Endpoint) -> Endpoint:
-        """Turn a host name into an address literal; raise `OSError` if that fails."""
+    async def resolve(self, name: Endpoint, at: Endpoint | None = None) -> Endpoint:
+        """Turn a host name into an address literal; raise `OSError` if that fails.
+
+        Args:
+          name: what to look up.
+          at: where the UDP socket is bound that is to send there; one on an IPv4 address reaches no other. None: any will do.
+        """
 
     def source_host(self, to: Endpoint) -> str | None:
         """Return the own address, as a literal, from which datagrams would leave for an address.
@@ -263,9 +268,10 @@ class SystemNetwork(Network):
             raise
         return _SystemDatagramSocket(UDPSocket(sock))
 
-    async def resolve(self, name: Endpoint) -> Endpoint:
+    async def resolve(self, name: Endpoint, at: Endpoint | None = None) -> Endpoint:
+        family = socket.AF_UNSPEC if at is None or ":" in at.host else socket.AF_INET
         with _names_checked(name):
-            found = await trio.socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
+            found = await trio.socket.getaddrinfo(name.host, name.port, family, socket.SOCK_STREAM)
         host, port = found[0][4][:2]
         return Endpoint(str(host), int(port))
 

@@ -201,7 +201,7 @@ class MemoryNetwork(Network):
     def route_mtu(self, to: Endpoint) -> int:
         return MTU
 
-    async def resolve(self, name: Endpoint) -> Endpoint:
+    async def resolve(self, name: Endpoint, at: Endpoint | None = None) -> Endpoint:
         await trio.lowlevel.checkpoint()
         host = self.names.get(name.host, name.host)
         if host in _ANY or host == "localhost":

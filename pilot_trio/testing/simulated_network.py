@@ -215,7 +215,7 @@ class SimulatedHost(Network):
         self.sockets[sock.endpoint] = sock
         return sock
 
-    async def resolve(self, name: Endpoint) -> Endpoint:
+    async def resolve(self, name: Endpoint, at: Endpoint | None = None) -> Endpoint:
         await trio.lowlevel.checkpoint_if_cancelled()  # no more: nodes ask for ever, and the answer is here
         if name.host in _OWN:
             return Endpoint(self.address, name.port)

@@ -597,7 +597,7 @@ async def test_a_thousand_pings_may_be_under_way_and_one_that_ends_makes_room(au
 
 async def test_a_name_that_nobody_resolves_holds_up_a_route_for_five_seconds(autojump_clock: MockClock) -> None:
     class Nameless(MemoryNetwork):
-        async def resolve(self, endpoint: Endpoint) -> Endpoint:
+        async def resolve(self, name: Endpoint, at: Endpoint | None = None) -> Endpoint:
             await trio.sleep_forever()
             raise AssertionError
 
