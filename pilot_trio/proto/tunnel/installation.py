@@ -126,8 +126,9 @@ class Installation:
         """Answer a known key frame if the peer may not have ours, but not too often (§7.4).
 
         It may have lost ours if it has been silent, or if it shows its key a second time and has used no session in between.
+        The latter counts now and then only: on a long path two nodes would go on answering each other's answers.
         """
-        asks = peer.opened_at < peer.shown_at <= now - DEBOUNCE
+        asks = peer.opened_at < peer.shown_at <= now - DEBOUNCE and now - peer.stale_reply_at >= STALE_AFTER
         if now - peer.shown_at >= DEBOUNCE:  # else it is a copy that took another path
             peer.shown_at = now
         if now - peer.opened_at <= STALE_AFTER and not asks:

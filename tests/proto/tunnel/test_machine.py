@@ -184,6 +184,27 @@ def test_a_peer_that_shows_its_key_again_without_having_used_it_is_answered_befo
     assert show(1) == 0  # it has used its session since
 
 
+def test_two_nodes_far_apart_do_not_answer_each_others_answers() -> None:
+    net, trip = Net(), 1.1  # seconds each way
+    net.connect()
+    net.send(1, 2)
+    net.send(2, 1)
+    frames = {node: net[node].machine._exchanges.key_frame() for node in (1, 2)}
+    under_way = [
+        (net.now + 0.5, 1),
+        (net.now + 1, 2),
+        (net.now + 2, 2),
+    ]  # (when, to whom): keys are shown once, once, again
+    sent = 0
+    while under_way and sent < 20:
+        net.now, node = under_way.pop(0)
+        net[node].machine.receive_datagrams([(frames[3 - node], net[3 - node].addr)], net.now)
+        answers = len(net[node].machine.datagrams_to_send())
+        sent += answers
+        under_way += [(net.now + trip, 3 - node)] * answers
+    assert sent <= 2
+
+
 def test_sealed_packets_without_a_session_are_answered_with_both_key_frames_every_three_seconds() -> None:
     net = Net(beacon=True)
     stray = Sealer(bytes(32), 1, b"pref").seal(datagram(1, 2).encode())
