@@ -12,7 +12,7 @@ from pilot_trio.errors import DialError
 from tests.interop.overlay import Kind, MakeHome, Overlay, open_overlay
 from tests.interop.traffic import KIB, MIB, echo, open_flow
 
-pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
 
 THERE, BACK = 5000, 5001  # ports
 PATIENCE = 60.0  # seconds for what takes one or two

@@ -17,7 +17,7 @@ from tests.interop.events import Webhook, open_webhook
 from tests.interop.overlay import Kind, MakeHome, Overlay, OverlayNode, open_overlay
 from tests.interop.traffic import receive_exactly
 
-pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
 
 PORT = 5000
 OTHER: dict[Kind, Kind] = {"ours": "go", "go": "ours"}

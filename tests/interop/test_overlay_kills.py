@@ -13,7 +13,7 @@ from pilot_trio.errors import PilotError
 from tests.interop.overlay import Kind, MakeHome, Overlay, OverlayNode, open_overlay
 from tests.interop.traffic import MIB, dial_until_answered, echo, open_flow
 
-pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
 
 THERE, BACK = 5000, 5001  # ports
 START = 30.0  # seconds until a transfer runs; it takes a moment

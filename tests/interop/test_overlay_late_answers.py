@@ -14,7 +14,7 @@ import trio
 from tests.interop.overlay import Kind, MakeHome, Overlay, OverlayNode, open_overlay
 from tests.interop.traffic import ECHO, echo
 
-pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
 
 PATIENCE = 0.5  # seconds that the impatient client waits; a SYN and a repetition are under way by then
 SETTLED = 30.0  # seconds until nothing is left of it; it takes a moment, and two minutes if nobody tells the peer

@@ -21,7 +21,7 @@ from tests.interop.go import CtlResult
 from tests.interop.overlay import Kind, MakeHome, Overlay, OverlayNode, open_overlay
 from tests.interop.traffic import ECHO, MIB, echo, receive_exactly
 
-pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
 
 TRANSFER_TIMEOUT = 120.0  # seconds; the transfers take one or two
 AT_ONCE = 8.0  # seconds for what takes one round trip; what waits for a timer of the protocol takes longer

@@ -142,7 +142,7 @@ async def on_our_daemon(make: MakeHome, *, ours: bool) -> dict[str, Any]:
         return await looks(lambda *words: our_ctl(home, *words) if ours else home.ctl(*words))
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_all_four_pairs_look_alike(make_go_home: MakeHome) -> None:
     found: dict[str, dict[str, Any]] = {}
 

@@ -11,7 +11,7 @@ import trio
 from tests.interop.overlay import Kind, MakeHome, Overlay, OverlayNode, open_overlay
 from tests.interop.traffic import KIB, MIB, echo, open_flow
 
-pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
 
 THERE, BACK = 5000, 5001  # ports
 PATIENCE = 60.0  # seconds for what takes a few
