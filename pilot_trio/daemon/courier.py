@@ -70,13 +70,6 @@ class Courier:
             if self._is_repetition(peer, trio.current_time()):
                 self.soon(self._relay_request, peer, justification)
 
-    async def accept(self, peer: NodeId) -> None:
-        """Tell a peer that it is trusted."""
-        try:
-            await self._send(peer, Kind.ACCEPT)
-        except (DialError, trio.BrokenResourceError):
-            await self.respond(peer, True)
-
     async def tell(self, peer: NodeId, kind: Kind, reason: str = "") -> None:
         """Send a peer a message directly; raise `DialError` or `trio.BrokenResourceError` if that does not work."""
         await self._send(peer, kind, reason=reason)
@@ -90,6 +83,19 @@ class Courier:
     async def report(self, peer: NodeId) -> None:
         """Tell the registry that a peer is trusted, so that it may resolve us; raise `RegistryError`."""
         await self._call_about("report_trust", peer)
+
+    async def vouch(self, peer: NodeId) -> None:
+        """Tell the registry that a peer is trusted, and through it the peer; raise `RegistryError`.
+
+        In this order: if it has not seen the request, it carries an approval only between nodes of which it knows that one
+        trusts the other. The direct message alone would not do: a reference node that we have approved before, within 15
+        minutes, takes it for a replay.
+        """
+        try:
+            await self.report(peer)
+        except RegistryError as exc:
+            _log.debug("trust not reported", extra={"kv": {"peer_node_id": peer, "error": str(exc)}})
+        await self.respond(peer, True)
 
     async def withdraw(self, peer: NodeId) -> None:
         """Tell the registry that a peer is no longer trusted; raise `RegistryError`."""

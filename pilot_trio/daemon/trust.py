@@ -234,8 +234,7 @@ class TrustService:
         self._journal.publish("handshake.approved", {"peer_node_id": peer})
         self._journal.trust_changed(peer, "granted", "approved")
         self._changed()
-        self._courier.soon(self._courier.report, peer)
-        self._courier.soon(self._courier.respond, peer, True)
+        self._courier.soon(self._courier.vouch, peer)
         self._courier.soon(self._tell_approved, peer)
         if not self.known_key(peer):  # a relayed request does not name one
             self._courier.soon(self._messages.back_fill_key, peer)

@@ -105,9 +105,9 @@ class PeerMessages:
         self._after_request(request, verdict, relayed=False)
         if verdict in GRANTING:
             self._journal.granted_itself(peer, verdict.value)
-            self._courier.soon(self._courier.report, peer)
         if verdict in GRANTING or verdict is Verdict.ALREADY:
-            self._courier.soon(self._courier.accept, peer)
+            self._courier.soon(self._courier.vouch, peer)  # also for one that asks again: it has not learnt of it
+            self._courier.soon(self._courier.tell, peer, Kind.ACCEPT)
 
     def _on_accept(self, peer: NodeId, public_key: str) -> None:
         verdict = self._store.table.on_accept(peer, public_key, self._now())

@@ -253,6 +253,26 @@ async def test_an_answer_that_cannot_be_delivered_is_relayed(autojump_clock: tri
         assert world.relay.count("respond_handshake", accept=True) == 1
 
 
+@pytest.mark.parametrize("auto_approve", [False, True])
+async def test_an_approval_is_reported_and_then_relayed_as_well(
+    auto_approve: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A reference node that was approved before takes the direct one for a replay."""
+    async with two_nodes(auto_approve=auto_approve) as (world, ann, bob):
+        request = make_message(Kind.REQUEST, ann.state.identity, ANN, BOB, wall_time())
+        await bob.trust.receive(request, ANN)
+        if not auto_approve:
+            bob.trust.approve(ANN)
+        await settle()
+        told = [type_ for type_, _ in world.relay.calls if type_ in ("report_trust", "respond_handshake")]
+        assert told == ["report_trust", "respond_handshake"]
+        # Asked again, as by a peer to which our answer was a replay: the same once more.
+        await trio.sleep(2)
+        await bob.trust.receive(make_message(Kind.REQUEST, ann.state.identity, ANN, BOB, wall_time()), ANN)
+        await settle()
+        assert world.relay.count("respond_handshake", node_id=BOB, accept=True) == 2
+
+
 async def test_a_relayed_request_may_be_approved_automatically(autojump_clock: trio.testing.MockClock) -> None:
     async with two_nodes(direct=False, auto_approve=True) as (world, ann, bob):
         await ann.trust.request(BOB, "")

@@ -54,6 +54,33 @@ async def test_request_pending_approve_trust_untrust(overlay: Overlay, asks: Kin
             await echo(one, far)
 
 
+@pytest.mark.parametrize("takes_back", ["asker", "approver"])
+async def test_trust_that_was_taken_back_can_be_given_again(overlay: Overlay, takes_back: str) -> None:
+    """The original takes our second approval for a replay of the first, and learns of it through the registry."""
+    near, far = await overlay.start("go", public=False), await overlay.start("ours", public=False)
+    async with near.driver() as one, far.driver() as two:
+        with trio.fail_after(PATIENCE):
+            await one.trust.request(far.node_id)
+            await until_some_pending(two)
+            await two.trust.approve(near.node_id)
+            await one.trust.wait(far.node_id)
+            await two.trust.wait(near.node_id)
+            await echo(one, far)  # so that the next request can go directly
+
+            if takes_back == "asker":
+                await one.trust.revoke(far.node_id)
+            else:
+                await two.trust.revoke(near.node_id)
+            for driver, peer in ((one, far), (two, near)):
+                while await driver.trust.is_trusted(peer.node_id):  # noqa: ASYNC110 - as above
+                    await trio.sleep(0.1)
+            await one.trust.request(far.node_id)
+            await until_some_pending(two)
+            await two.trust.approve(near.node_id)
+            await one.trust.wait(far.node_id)
+            await echo(one, far)
+
+
 @pytest.mark.parametrize(("asks", "answers"), [("ours", "go"), ("go", "ours")])
 async def test_a_request_that_is_refused_leaves_no_trust(overlay: Overlay, asks: Kind, answers: Kind) -> None:
     near, far = await overlay.start(asks, public=False), await overlay.start(answers, public=False)

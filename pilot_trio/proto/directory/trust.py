@@ -41,6 +41,10 @@ def _revoke_trust(tables: Tables, request: Request) -> Message:
     pair = _pair(node.node_id, peer_id)
     tables.trust.remove(pair)
     tables.changed("trust", *pair)
+    for receiver, sender in (pair, pair[::-1]):
+        _drop_mail(
+            tables, "responses", receiver, sender
+        )  # an approval of the time before must not answer a new request
     return {}
 
 
@@ -94,13 +98,14 @@ def _respond_handshake(tables: Tables, request: Request) -> Message:
     pending = tables.pending.get(node.node_id, {})
     asked = peer_id in pending
     if accept:
-        if not asked:
-            if tables.trusted(node.node_id, peer_id):
-                return answer  # daemons send an approval twice; the first one has done it
+        if asked:
+            del pending[peer_id]
+            tables.changed("pending", node.node_id, peer_id)
+            _make_pair(tables, node.node_id, peer_id)
+        elif not tables.trusted(node.node_id, peer_id):
             raise Refused(f"no pending handshake request from node {peer_id}")
-        del pending[peer_id]
-        tables.changed("pending", node.node_id, peer_id)
-        _make_pair(tables, node.node_id, peer_id)
+        # Else the request came directly, and the trust was reported. The approval may be lost on the direct way: a
+        # reference node takes the second one within 15 minutes for a replay.
     _drop_mail(tables, "requests", node.node_id, peer_id)
     _put_response(tables, peer_id, node.node_id, Mail(request.now, accept=accept), asked=asked)
     return answer

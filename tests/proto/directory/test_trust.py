@@ -90,12 +90,19 @@ def test_rejection_needs_no_request_and_makes_no_pair(world: World) -> None:
     assert world.ok("check_trust", node_id=1, peer_id=2) == {"trusted": False}
 
 
-def test_approval_without_request_is_refused_and_a_second_one_is_quiet(world: World) -> None:
+def test_approval_without_request_is_refused_unless_the_trust_was_reported(world: World) -> None:
     assert world.error("respond_handshake", node_id=2, peer_id=1, accept=True) == "request failed"
-    ask(world, 1, 2)
+    assert poll(world, 1) == ([], [])
+    world.ok("report_trust", node_id=2, peer_id=1)  # the request went past the registry, directly
+    world.ok("respond_handshake", node_id=2, peer_id=1, accept=True)
     world.ok("respond_handshake", node_id=2, peer_id=1, accept=True)
     assert poll(world, 1) == ([], [(2, True)])
+
+
+def test_an_approval_of_the_time_before_does_not_outlive_the_trust(world: World) -> None:
+    ask(world, 1, 2)
     world.ok("respond_handshake", node_id=2, peer_id=1, accept=True)
+    world.ok("revoke_trust", node_id=1, peer_id=2)
     assert poll(world, 1) == ([], [])
 
 
