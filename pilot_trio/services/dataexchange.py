@@ -141,12 +141,13 @@ class DataExchange:
         """Store once, whatever the sender repeats; return the acknowledgement (§3.5)."""
         if not tagged.message_id:
             return await self._store(tagged, sender)
-        self._forget_old_deliveries()
+        self._forget_deliveries(DEDUPLICATION_MAX)
         key = _delivery_key(tagged, sender)
         while (earlier := self._deliveries.get(key)) is not None:
             if earlier.done.is_set():
                 return f"{earlier.ack} (duplicate)"
             await earlier.done.wait()
+        self._forget_deliveries(DEDUPLICATION_MAX - 1)  # not before: the oldest one may be what is repeated
         delivery = self._deliveries[key] = _Delivery()
         try:
             ack = await self._store(tagged, sender)
@@ -159,11 +160,12 @@ class DataExchange:
                 self._deliveries.pop(key, None)
             delivery.done.set()
 
-    def _forget_old_deliveries(self) -> None:
+    def _forget_deliveries(self, most: int) -> None:
+        """Forget what is old, and the oldest until there are no more than `most`; what is under way stays."""
         horizon = trio.current_time() - DEDUPLICATION_TIME
         while self._deliveries:
             key, oldest = next(iter(self._deliveries.items()))
-            if not oldest.done.is_set() or (oldest.stored_at > horizon and len(self._deliveries) < DEDUPLICATION_MAX):
+            if not oldest.done.is_set() or (oldest.stored_at > horizon and len(self._deliveries) <= most):
                 return
             del self._deliveries[key]
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
+import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,6 +158,25 @@ async def test_a_repeated_message_is_stored_once_until_it_is_forgotten(
     assert len(inbox(mailbox)) == 2
 
 
+async def test_eight_thousand_messages_are_recognised_and_the_oldest_is_forgotten_for_one_more(
+    exchange: DataExchange, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[str] = []
+
+    async def store(tagged: wire.Tagged, sender: str) -> str:
+        stored.append(tagged.message_id)
+        return "ACK TEXT 1 bytes"
+
+    monkeypatch.setattr(exchange, "_store", store)  # files take longer than this is worth
+    names = [f"m{number}" for number in range(8192)]
+    async with serving(exchange.handle) as stream:
+        peer = Peer(stream)
+        for name in [*names, names[0], "one-more", names[0]]:
+            await stream.send_all(wire.encode_tagged(1, b"x", message_id=name))
+            await peer.reply()
+    assert stored == [*names, "one-more", names[0]]
+
+
 async def test_two_connections_that_deliver_the_same_message_store_it_once(
     exchange: DataExchange, mailbox: Mailbox
 ) -> None:
@@ -196,6 +218,24 @@ async def test_a_full_inbox_loses_its_oldest_messages_and_says_so_for_one_too_la
         assert sum(path.stat().st_size for path in mailbox.inbox.iterdir()) <= 3000
         await peer.ask(2, bytes(3000))
     assert events[-1][0] == "inbox.full"
+
+
+async def test_a_full_inbox_makes_room_for_more_than_one_message(
+    exchange: DataExchange, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(exchange.handle) as stream:
+        peer = Peer(stream)
+        await peer.ask(1, b"first")
+        size = next(mailbox.inbox.iterdir()).stat().st_size
+        monkeypatch.setattr(mailbox_module, "INBOX_BYTES_MAX", 40 * size)
+        counts = []
+        for _ in range(60):
+            await peer.ask(1, b"other")
+            counts.append(len(list(mailbox.inbox.iterdir())))
+    dropped = [before - after for before, after in itertools.pairwise(counts) if after < before]
+    assert 36 <= counts[-1] <= 40
+    assert dropped
+    assert all(2 <= count <= 4 for count in dropped)  # a tenth of the bytes
 
 
 async def test_the_inbox_never_holds_more_files_than_its_limit(
@@ -435,6 +475,21 @@ async def test_a_transfer_that_cannot_go_on_is_refused_with_the_reason(
             answer = await peer.stream_message(message)
         assert answer.kind == Kind.COMPLETE
         assert answer.body == b"\x01" + text.encode()
+
+
+@pytest.mark.parametrize(("short", "refused"), [(0, False), (1, True)])
+async def test_a_transfer_leaves_sixteen_mebibytes_of_the_disk_free(
+    exchange: DataExchange, monkeypatch: pytest.MonkeyPatch, short: int, refused: bool
+) -> None:
+    free = (16 << 20) + 256_000 - short
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    async with serving(exchange.handle) as stream:
+        answer = await Peer(stream).stream_message(INIT)
+    assert (answer.kind == Kind.COMPLETE) is refused
+    if refused:
+        assert answer.body.decode() == (
+            f"\x01receiver disk full: need 256000 bytes, {free} free (keeping 16777216 in reserve)"
+        )
 
 
 async def test_content_that_does_not_match_its_hash_is_not_delivered(exchange: DataExchange, mailbox: Mailbox) -> None:

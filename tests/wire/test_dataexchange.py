@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,17 @@ def test_tags_survive_the_wire(frame_type: int, payload: bytes, message_id: str,
         assert dataexchange.decode_tagged(frame[8:]) == (frame_type, payload, message_id, reply_to)
     else:
         assert (outer, frame[8:]) == (frame_type, payload)
+
+
+@pytest.mark.parametrize(("size", "taken"), [(1024, True), (1025, False)])
+def test_the_header_of_a_tagged_frame_has_a_kibibyte_at_most(size: int, taken: bool) -> None:
+    header = json.dumps({"message_id": "m1"}).encode().ljust(size)
+    payload = size.to_bytes(2, "big") + header + (1).to_bytes(4, "big") + b"hello"
+    if taken:
+        assert dataexchange.decode_tagged(payload).payload == b"hello"
+    else:
+        with pytest.raises(DecodeError, match="bad header length 1025"):
+            dataexchange.decode_tagged(payload)
 
 
 @given(st.binary(max_size=60))
