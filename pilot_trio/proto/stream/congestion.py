@@ -13,7 +13,8 @@ longer than the path needs.
 
 What the path needs is the shortest round trip of late, which nobody can see while a queue stands for long. So a stream that
 has not seen it for `DRAIN_EVERY` shrinks its window for a moment. Streams that share a queue do so together: they saw it
-empty for the last time together.
+empty for the last time together. A late one has not seen it empty at all. It takes a part of the queue for the path, and
+what the others give up as soon as there is a loss: so it first does so after `DRAIN_FIRST`, and then ever later.
 
 `cwnd` and `ssthresh` are in bytes, as RFC 5681 has them; `pacing_rate` is bytes per second.
 """
@@ -46,6 +47,7 @@ LOSS_EXCESS: Final = 0.05  # share of segments lost, beyond twice the usual, tha
 LOSS_NOISE: Final = 0.5  # over the root of the segments judged: what chance alone adds to that share
 LOSS_USUAL_MAX: Final = 0.1  # share; a path that is said to lose more is overrun
 DRAIN_EVERY: Final = 5.0  # seconds without a round trip near the shortest one; well within its memory of 10 to 20
+DRAIN_FIRST: Final = 1.0  # seconds, the same for a new stream; doubles
 NEAR: Final = 0.0003  # seconds beyond the shortest round trip that still count as seeing it
 DRAIN_HOLD: Final = 0.1  # seconds, or two round trips if that is longer, for which the window stays small
 BURST: Final = 48 * SEGMENT  # bytes that may leave at once: one batch of datagrams; smaller bursts cost wake-ups
@@ -61,7 +63,7 @@ class Congestion:
     """One connection's controller. Pure: time comes in."""
 
     __slots__ = (
-        "_calm_rounds", "_credit", "_credit_at", "_delivered", "_drain_until", "_full_cwnd", "_is_used", "_judged", "_lost",
+        "_calm_rounds", "_credit", "_credit_at", "_delivered", "_drain_after", "_drain_until", "_full_cwnd", "_is_used", "_judged", "_lost",
         "_min_rtt", "_near_at", "_round_end", "_round_trip", "_segment", "_segments", "_start_until", "_step", "_trip",
         "_usual_loss", "cwnd", "held_by_path", "pacing_rate", "ssthresh",
     )  # fmt: skip
@@ -83,6 +85,7 @@ class Congestion:
         self._near_at = now  # when a round trip near the shortest one was last seen
         self._step = GROWTH_QUEUED  # bytes that the window grows by in this round trip
         self._is_used = False  # the window, in this round trip
+        self._drain_after = DRAIN_FIRST
         self._drain_until = inf  # the window is small until then; inf: it is not
         self._full_cwnd = 0  # what it becomes again
         self._calm_rounds = 0  # still to come in which no loss counts
@@ -139,7 +142,8 @@ class Congestion:
                 self.cwnd = max(self.cwnd, self._full_cwnd)
         elif in_flight + size >= USED * self.cwnd:
             self._is_used = True
-            if now - self._near_at > DRAIN_EVERY and rtt.min_rtt >= PACED_FROM:
+            if now - self._near_at > self._drain_after and rtt.min_rtt >= PACED_FROM:
+                self._drain_after = min(DRAIN_EVERY, 2 * self._drain_after)
                 self._drain_until, self._full_cwnd = now + max(DRAIN_HOLD, 2 * rtt.srtt), self.cwnd
                 self.cwnd = CWND_MIN
             else:

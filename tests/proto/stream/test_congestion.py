@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pilot_trio.proto.stream.congestion import (
     BACKOFF,
     BACKOFF_ROUNDS,
@@ -100,13 +102,17 @@ def test_a_timeout_starts_over_and_comes_back_as_far_as_the_path_was_empty() -> 
         assert (player.congestion.cwnd >= before) is (player is quiet)
 
 
-def test_a_stream_that_never_sees_its_path_empty_shrinks_its_window_for_a_moment() -> None:
+def test_a_stream_that_never_sees_its_path_empty_shrinks_its_window_for_a_moment_and_ever_later() -> None:
     player = with_a_queue()
-    while player.congestion.cwnd > CWND_MIN:
-        before = player.congestion.cwnd
-        player.round(FULL)
-        assert player.now < DRAIN_EVERY + 1
-    assert player.now > DRAIN_EVERY
-    for _ in range(3):
-        player.round(FULL)
-    assert player.congestion.cwnd >= before
+    pauses = []
+    for _ in range(5):
+        since = player.now
+        while player.congestion.cwnd > CWND_MIN:
+            before = player.congestion.cwnd
+            player.round(FULL)
+            assert player.now < since + DRAIN_EVERY + 1
+        pauses.append(player.now - since)
+        for _ in range(3):
+            player.round(FULL)
+        assert player.congestion.cwnd >= before
+    assert pauses == [pytest.approx(pause, abs=0.2) for pause in (1, 2, 4, DRAIN_EVERY, DRAIN_EVERY)]
