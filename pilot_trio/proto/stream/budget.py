@@ -19,9 +19,7 @@ from pilot_trio.proto.stream.rtt import REMEMBERED, RttEstimator
 from pilot_trio.proto.stream.segment_size import SegmentSize
 from pilot_trio.proto.stream.settings import SEGMENT
 
-PEER_BURST: Final = (
-    80 * SEGMENT
-)  # bytes beyond what the paths hold, at least; a default socket buffer holds 92 datagrams
+PEER_BURST: Final = 80 * SEGMENT  # bytes beyond what the paths hold, at least; a default socket buffer holds 92
 PEER_BURST_MAX: Final = 1024 * SEGMENT  # bytes; more gained nothing, and a peer's buffer is hardly larger
 BURST_GROWTH: Final = 0.5  # of what arrived while the burst was used up
 BURST_BACKOFF: Final = 0.7  # what is left of the burst after a loss

@@ -17,9 +17,7 @@ from pilot_trio.wire.packet import ACK, Packet
 from pilot_trio.wire.sack import BLOCKS_MAX, MAGIC, Block
 
 SIZE_MAX: Final = RECEIVE_SLOTS * SEGMENT  # bytes queued or early; what the advertised window promises
-REPORTS_MAX: Final = (
-    16  # reports at a time; ranges beyond them are named when they grow again, or sent again for nothing
-)
+REPORTS_MAX: Final = 16  # reports at a time; ranges beyond them are named when they grow, or sent again for nothing
 _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 1 << 31
 

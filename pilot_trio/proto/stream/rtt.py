@@ -15,9 +15,7 @@ RTO_INITIAL: Final = 1.0  # seconds; RFC 6298 (2.1)
 RTO_MIN: Final = 0.2  # seconds; protocol §5.4, above a peer's delayed acknowledgment
 RTO_MAX: Final = 10.0  # seconds; protocol §5.4
 GRANULARITY: Final = 0.01  # seconds; G of RFC 6298 (2.3), the protocol's value
-MIN_RTT_WINDOW: Final = (
-    10.0  # seconds, and up to as many before, over which the smallest round trip counts; paths change
-)
+MIN_RTT_WINDOW: Final = 10.0  # seconds, and up to as many before, whose smallest round trip counts; paths change
 REMEMBERED: Final = 300.0  # seconds for which an estimate is good enough for a stream that has none of its own
 
 

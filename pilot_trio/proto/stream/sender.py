@@ -57,7 +57,7 @@ class Sender:
         self.queue: SendQueue = SendQueue()
         self.outgoing: Outgoing = Outgoing()
         self.snd_una = self.snd_nxt = 1  # positions; the SYN was 0: every connection starts there
-        self.fin_end = 0  # position after a FIN that has left
+        self.fin_end = -inf  # position after a FIN that has left
         self.snd_wnd = 0  # segments
         self.peer_is_reference = True  # until it shows that it can reorder more than a reference node (§12)
         self.retransmit_at = self.loss_at = self.pace_at = self.probe_at = inf
@@ -144,6 +144,7 @@ class Sender:
             self._on_progress(arrived, now)
         elif reopened and (head := self.queue.first_segment()) is not None:
             self.queue.mark_lost(head)  # the probe found no room; now there is
+            self._judge_size_probe(now)
         return advanced or window_changed
 
     def _advance(self, ack: int, now: float) -> list[Run]:

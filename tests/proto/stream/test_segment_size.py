@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pilot_trio.proto.stream.budget import Budget
 from pilot_trio.proto.stream.segment_size import (
     LOST_MAX,
     PROBE_AGAIN,
@@ -20,6 +21,7 @@ from pilot_trio.proto.stream.segment_size import (
 from pilot_trio.proto.stream.settings import SEGMENT
 
 from .link import Link, Path
+from .segment_script import established
 
 LARGE, MIDDLE = STEPS
 LOOPBACK = 65_000  # bytes; the first link has no say
@@ -167,6 +169,18 @@ def test_a_stream_that_ends_leaves_the_probing_to_others() -> None:
     assert sizes.probe(1 << 20, link.now) == 0, "one is on its way"
     link.a.abort()
     assert sizes.probe(1 << 20, link.now) == LARGE
+
+
+def test_a_probe_that_a_closed_window_swallowed_is_over_and_proves_nothing() -> None:
+    budget = Budget(LOOPBACK)
+    script = established(4096, budget=budget)
+    script.writes(LARGE)
+    script.sends(f"ACK 1 1 4096 +{LARGE}")
+    script.gets("ACK 1 1 0", "ACK 1 1 4096")
+    script.gets(f"ACK 1 {1 + LARGE} 4096")  # in pieces, as it was sent again
+    assert budget.segment_size.size == SEGMENT
+    script.writes(LARGE)
+    assert script._out[-1][1].payload == bytes(LARGE)  # another probe
 
 
 def test_recut_data_that_looks_like_a_report_arrives() -> None:
