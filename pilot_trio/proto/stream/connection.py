@@ -448,7 +448,8 @@ class Connection:
             return
         run = self._sender.probe_window(now)
         if run is not None:
-            self.bytes_sent += run.size
+            if run.transmissions == 1:
+                self.bytes_sent += run.size
             receiver = self._receiver
             seq, ack, window = run.start & _MASK, receiver.data.rcv_nxt, receiver.window_field()
             self._outbox.put(ACK, seq=seq, ack=ack, window=window, payload=run.data)

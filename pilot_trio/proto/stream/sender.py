@@ -22,6 +22,7 @@ from pilot_trio.proto.stream.settings import (
     OUTSTANDING_MAX,
     PROBE_FIRST,
     PROBE_MAX,
+    PROBE_MAX_OWN,
     REFERENCE_FLIGHT_MAX,
     REFERENCE_WINDOW_MAX,
     SEGMENT,
@@ -345,7 +346,10 @@ class Sender:
         return self.outgoing.size > 0 and not self.queue.outstanding and self._flight_limit() <= 0
 
     def _wait_to_probe(self, now: float, interval: float) -> None:
-        first, most = (HEADROOM_PROBE_FIRST, HEADROOM_PROBE_MAX) if self.snd_wnd else (PROBE_FIRST, PROBE_MAX)
+        if self.snd_wnd:
+            first, most = HEADROOM_PROBE_FIRST, HEADROOM_PROBE_MAX
+        else:
+            first, most = PROBE_FIRST, PROBE_MAX if self.peer_is_reference else PROBE_MAX_OWN
         self._probe_interval = max(first, min(most, interval))
         self.probe_at = now + self._probe_interval
 
@@ -367,7 +371,8 @@ class Sender:
                 self.queue.keep_first(run, 1)
         transmissions = run.transmissions
         self._note_sent(run, now)
-        run.transmissions = max(1, transmissions)  # probes do not count towards giving up
+        # Probes do not count towards giving up; but the answer to a repeated one says nothing of the round trip (Karn).
+        run.transmissions = max(2, transmissions) if transmissions else 1
         self._count()
         self._wait_to_probe(now, self._probe_interval * 2)
         self._arm_retransmission(now)

@@ -31,6 +31,7 @@ HEADROOM_PROBE_FIRST: Final = 0.01  # seconds until a single segment asks a near
 HEADROOM_PROBE_MAX: Final = 0.5  # seconds; the last slots then last for seconds of a reader's pause
 PROBE_FIRST: Final = 0.5  # seconds until a closed window is probed with real data
 PROBE_MAX: Final = 8.0  # seconds; each probe stalls a full reference peer for one second, hence the backoff
+PROBE_MAX_OWN: Final = 2.0  # seconds; our own kind does not stall, and what told us of its room may have been lost
 KEEPALIVE_PATIENCE: Final = 16.0  # seconds that we leave a quiet peer to probe us first: the reference looks every 15 s
 KEEPALIVE_INTERVAL: Final = 10.0  # seconds between probes; a peer is found dead when the reference finds it so
 ABANDON_AFTER: Final = 50.0  # seconds of timeouts before a peer is given up: the reference's eight take 39 to 59

@@ -148,15 +148,16 @@ def test_a_stream_alone_is_not_held_up_by_the_budget_of_a_long_path() -> None:
 # --- windows that close ------------------------------------------------------------------------------------------
 
 
-def test_a_closed_window_is_asked_with_data_ever_less_often() -> None:
-    script = quiet()
+@pytest.mark.parametrize(
+    ("window", "asked_after"),
+    [(512, (0.5, 1.5, 3.5, 7.5, 15.5, 23.5, 31.5, 39.5)), (4096, (0.5, 1.5, *(3.5 + 2 * n for n in range(19))))],
+)
+def test_a_closed_window_is_asked_with_data_ever_less_often(window: int, asked_after: tuple[float, ...]) -> None:
+    script = quiet(window)
     script.gets("ACK 1 2 0")
     script.writes(100)
     at = script.now
-    data = "ACK 2 1 4096 +100"
-    script.sends_until(
-        at + 40, *((round(at + after, 3), data) for after in (0.5, 1.5, 3.5, 7.5, 15.5, 23.5, 31.5, 39.5))
-    )
+    script.sends_until(at + 40, *((round(at + after, 3), "ACK 2 1 4096 +100") for after in asked_after))
 
 
 def test_a_peer_that_talks_is_not_asked_and_opening_starts_anew() -> None:
@@ -182,6 +183,17 @@ def test_probes_do_not_count_towards_giving_up() -> None:
     script._out.clear()
     script.gets("ACK 1 2 512")
     script.sends("ACK 2 1 4096 +100")
+
+
+def test_the_answer_to_a_repeated_probe_is_no_round_trip_and_its_bytes_count_once() -> None:
+    script = quiet()
+    script.gets("ACK 1 2 0")
+    script.writes(100)
+    script.until(script.now + 2.0)
+    assert len(script._out) == 2
+    script.gets("ACK 1 102 512")  # the first one stood before a full queue, or the second did not
+    row = script.machine.row()
+    assert (row["srtt_ms"], row["bytes_sent"], row["unacked"]) == (10.0, 101, 0)
 
 
 def test_nothing_lost_is_sent_again_into_a_closed_window() -> None:
