@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Protocol
@@ -22,6 +23,7 @@ from pilot_trio.daemon.connection import Connection, ConnState, StateHook
 from pilot_trio.daemon.datagram_sender import DatagramSender, DatagramTunnel
 from pilot_trio.daemon.dialling import KEY_WAIT, Dial, Paths, Resolver
 from pilot_trio.daemon.events import EventBus
+from pilot_trio.daemon.farewells import Farewells
 from pilot_trio.daemon.given_up import GivenUp
 from pilot_trio.daemon.port_listener import PortListener
 from pilot_trio.daemon.remote_stream import RemoteConnection
@@ -40,10 +42,11 @@ from pilot_trio.proto.tunnel.errors import TunnelError
 from pilot_trio.wire.packet import ACK, DATAGRAM, HEADER_SIZE, RST, STREAM, SYN, Packet
 from pilot_trio.wire.tunnel import PILS_HEADER, TAG_SIZE
 
-TIME_WAIT_STEP: Final = 0.02  # seconds; many short streams end together in one turn, and few enough not to be felt
+TIME_WAIT_STEP: Final = 0.02  # seconds; what is over by then is forgotten together
+TIME_WAIT_BATCH: Final = 256  # streams forgotten at a time; more would be felt
 HEADERS_MAX: Final = 40 + 8 + PILS_HEADER + TAG_SIZE + HEADER_SIZE  # bytes around a payload: IPv6, UDP, tunnel, packet
 
-FEW: Final = 4  # streams; of so many the ending ones' packets, which nobody waits for, leave after the others'
+FEW: Final = 4  # streams, or packets; of so many, first what somebody waits for; of more, a batch costs less
 
 _WAITED_FOR: Final = frozenset({MachineState.SYN_SENT, MachineState.ESTABLISHED})
 _Key = tuple[int, Address, int]  # local port, remote address, remote port
@@ -57,6 +60,7 @@ class Tunnel(Paths, DatagramTunnel, Protocol):
         """Send a packet, or keep it until there is a key; raise `TunnelError`."""
         ...
 
+    @property
     def turn(self) -> AbstractContextManager[object]:
         """Inside, packets are collected; they leave together at the end of the outermost turn."""
         ...
@@ -111,6 +115,9 @@ class TunnelCarrier(Carrier):
         self._connections: dict[_Key, RemoteConnection] = {}
         self._given_up: GivenUp[_Key] = GivenUp()
         self._open_to: dict[int, int] = {}  # {node: connections that are not finished}
+        self._over: deque[tuple[float, RemoteConnection]] = deque()  # in TIME_WAIT, and until when; one delay for all
+        self._farewells: Final = Farewells(timers, self._send_packets)
+        self._over_timer: Final = timers.timer(self._end_time_wait)
         self._touched: list[RemoteConnection] = []  # to be advanced when the turn ends; each knows that it is in here
         self._accepted: list[
             tuple[RemoteConnection, PortListener]
@@ -151,6 +158,7 @@ class TunnelCarrier(Carrier):
                 await trio.sleep_forever()
             finally:
                 self.datagrams.nursery = self.admission.nursery = None
+                self._farewells.send_all(trio.current_time())
 
     # --- out ---------------------------------------------------------------------------------------------------------
 
@@ -164,12 +172,12 @@ class TunnelCarrier(Carrier):
             outcome.append(result)
             answered.set()
 
-        dial = self._dial(address, port, owner, done)
+        dial = self._dial(address, port, owner, done, self._clock())
         try:
             if not tunnel.has_session(node):
                 with trio.move_on_after(KEY_WAIT):
                     await tunnel.wait_for_session(node)
-            dial.start_clock()
+            dial.start_clock(self._clock())
             await answered.wait()
         except BaseException:
             dial.cancel()
@@ -184,13 +192,13 @@ class TunnelCarrier(Carrier):
         return self._tunnel.has_session(node)
 
     def begin(self, address: Address, port: Port, owner: Hashable, done: Opened) -> Dial:
-        dial = self._dial(address, port, owner, done)
-        dial.start_clock()
+        now = self._clock()
+        dial = self._dial(address, port, owner, done, now)
+        dial.start_clock(now)
         return dial
 
-    def _dial(self, address: Address, port: Port, owner: Hashable, done: Opened) -> Dial:
+    def _dial(self, address: Address, port: Port, owner: Hashable, done: Opened, now: float) -> Dial:
         node = address.node
-        now = self._clock()
         self.admission.replies.note(node, now)
         source = self._ports.allocate()
         local = SocketAddress(self._state.address_in(address.network), source)
@@ -222,24 +230,33 @@ class TunnelCarrier(Carrier):
                 first = at
                 at += 1
                 if packet.protocol == STREAM:
-                    key = (packet.destination_port, packet.source, packet.source_port)
-                    connection = self._connections.get(key)
-                    if packet.flags & (SYN | ACK) == SYN and (connection is None or _gives_way(connection)):
-                        self.admission.on_syn(node, packet, now)
-                    elif connection is not None:
-                        while at < end and _goes_on(packet, batch[at][1]):
-                            at += 1
-                        self._touch(connection)
-                        if at == first + 1:
-                            connection.machine.receive_packet(packet, now)
-                        else:
-                            connection.machine.receive_packets([packet for _, packet in batch[first:at]], now)
-                    elif packet.flags == SYN | ACK and self._given_up.has(key, now):
-                        self._answer_late(node, packet)
+                    at = self._on_stream(batch, at, packet, now)
+                    if packet.flags & SYN and at < end <= FEW:
+                        self._settle()  # somebody waits for a handshake, and not for what came with it
                 elif packet.protocol == DATAGRAM:
                     while at < end and batch[at][1].protocol == DATAGRAM and batch[at][0] == node:
                         at += 1
                     self._on_datagrams(node, [packet for _, packet in batch[first:at]])
+
+    def _on_stream(self, batch: Sequence[tuple[int, Packet]], at: int, packet: Packet, now: float) -> int:
+        """Work in the packet before `at`, with those from there on that go on with it; return where to go on."""
+        key = (packet.destination_port, packet.source, packet.source_port)
+        connection = self._connections.get(key)
+        node = batch[at - 1][0]
+        if packet.flags & (SYN | ACK) == SYN and (connection is None or _gives_way(connection)):
+            self.admission.on_syn(node, packet, now)
+        elif connection is not None:
+            first, end = at - 1, len(batch)
+            while at < end and _goes_on(packet, batch[at][1]):
+                at += 1
+            self._touch(connection)
+            if at == first + 1:
+                connection.machine.receive_packet(packet, now)
+            else:
+                connection.machine.receive_packets([packet for _, packet in batch[first:at]], now)
+        elif packet.flags == SYN | ACK and self._given_up.has(key, now):
+            self._answer_late(node, packet)
+        return at
 
     def _answer_late(self, node: int, packet: Packet) -> None:
         """Tell a peer that nobody waits for its answer to a dial any more; it would keep the stream for minutes."""
@@ -334,7 +351,7 @@ class TunnelCarrier(Carrier):
         """
         if not (self._touched or self.datagrams.waiting or self._accepted):
             return
-        with self._tunnel.turn():
+        with self._tunnel.turn:
             if self.datagrams.waiting:
                 self.datagrams.flush()
             while self._touched or self._accepted:
@@ -346,46 +363,51 @@ class TunnelCarrier(Carrier):
                 self._touched = []
                 for connection in touched:
                     connection.touched = False
-                self._send_all(touched)
+                now = self._clock()
+                self._send_all(touched, now)
                 for connection in touched:
-                    self._look_after(connection)
+                    self._look_after(connection, now)
                 if self._accepted:
                     self._hand_over()
 
-    def _send_all(self, connections: Sequence[RemoteConnection]) -> None:
+    def _send_all(self, connections: Sequence[RemoteConnection], now: float) -> None:
         """Send what stream machines have to send; of a few, first what somebody waits for. Of many, one batch costs less."""
         if 1 < len(connections) <= FEW:
             ending = [c for c in connections if c.machine.state not in _WAITED_FOR]
             if 0 < len(ending) < len(connections):
-                self._send_batch([c for c in connections if c.machine.state in _WAITED_FOR])
+                self._send([c for c in connections if c.machine.state in _WAITED_FOR], now)
                 connections = ending
-        self._send_batch(connections)
+        self._send(connections, now)
 
-    def _send_batch(self, connections: Sequence[RemoteConnection]) -> None:
+    def _send(self, connections: Sequence[RemoteConnection], now: float) -> None:
         """Send what stream machines have to send; packets in a row to one node go to the tunnel together."""
-        now = self._clock()
         to, out = 0, list[bytes]()
         for connection in connections:
-            packets = connection.machine.packets_to_send(now)
+            machine = connection.machine
+            packets = machine.packets_to_send(now)
             if packets:
                 node = connection.remote.address.node
+                if machine.state is MachineState.TIME_WAIT and not machine.peer_is_reference:
+                    self._farewells.keep(node, packets, now)
+                    continue
                 if out and node != to:
-                    self._send(to, out)
+                    self._send_packets(to, out, now)
                     out = []
                 to = node
                 out += packets
         if out:
-            self._send(to, out)
+            out += self._farewells.take(to)
+            self._send_packets(to, out, now)
             self._tunnel.flush()
 
-    def _send(self, node: int, packets: Sequence[bytes]) -> None:
+    def _send_packets(self, node: int, packets: Sequence[bytes], now: float) -> None:
         try:
-            self._tunnel.send_packets(node, packets)
+            self._tunnel.send_packets(node, packets, now)
         except TunnelError as exc:
             # A segment has a number and is sent again; what ends a dial ends it by its own clock.
             _log.debug("packets not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
 
-    def _look_after(self, connection: RemoteConnection) -> None:
+    def _look_after(self, connection: RemoteConnection, now: float) -> None:
         """Tell of a machine whose packets have left what nobody could answer, and arm its timer."""
         machine = connection.machine
         if machine.events or machine.state is not connection.followed:
@@ -393,11 +415,24 @@ class TunnelCarrier(Carrier):
         state = machine.state
         if state is MachineState.CLOSED:
             self._forget(connection)
+        elif state is MachineState.TIME_WAIT:
+            if not connection.timer.cancelled:
+                connection.timer.cancel()  # nothing happens to it any more but its end
+                self._over.append((now + self._settings.time_wait, connection))
+                if len(self._over) == 1:
+                    self._over_timer.arm(now + self._settings.time_wait)
         elif state is not MachineState.SYN_SENT:  # the dial's business
-            deadline = machine.next_deadline()
-            if state is MachineState.TIME_WAIT:
-                deadline = (deadline // TIME_WAIT_STEP + 1) * TIME_WAIT_STEP
-            connection.timer.arm(deadline)
+            connection.timer.arm(machine.next_deadline())
+
+    def _end_time_wait(self, now: float) -> None:
+        """Forget streams whose packets cannot come any more."""
+        over = self._over
+        for _ in range(min(len(over), TIME_WAIT_BATCH)):
+            if over[0][0] > now:
+                break
+            self._forget(over.popleft()[1])
+        if over:
+            self._over_timer.arm(max(over[0][0], now + TIME_WAIT_STEP))
 
     def _hand_over(self) -> None:
         """Tell listeners of the streams that were accepted in this turn."""

@@ -84,17 +84,13 @@ class Connection(abc.ABC):
         self.owner: Final = owner
         self.dialled: Final = dialled
         self.expiry = ""  # the event that says why it was given up; "" unless it was
-        self._state = ConnState.SYN_SENT if dialled else ConnState.SYN_RECV
+        self.state = ConnState.SYN_SENT if dialled else ConnState.SYN_RECV
+        """Where in its life the connection is; changed by `_enter` alone."""
         self._on_state = on_state
         self._consumer: Consumer | None = None
         # Made when somebody waits, as on most streams nobody does: they cost more than all else here, and there are many.
         self._readers: trio.lowlevel.ParkingLot | None = None
         self._writers: trio.lowlevel.ParkingLot | None = None
-
-    @property
-    def state(self) -> ConnState:
-        """Where in its life the connection is."""
-        return self._state
 
     @property
     @abc.abstractmethod
@@ -188,7 +184,7 @@ class Connection(abc.ABC):
             await self._writers.park()
 
     def _enter(self, state: ConnState) -> None:
-        old, self._state = self._state, state
+        old, self.state = self.state, state
         self._on_state(self, old)
         self._wake_readers()
         if self._writers is not None:

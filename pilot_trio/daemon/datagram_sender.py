@@ -29,7 +29,7 @@ class DatagramTunnel(Protocol):
         """Say whether packets to a node leave at once."""
         ...
 
-    def send_packets(self, node: int, packets: Sequence[bytes], /, *, salvage: bool = False) -> None:
+    def send_packets(self, node: int, packets: Sequence[bytes], now: float, /, *, salvage: bool = False) -> None:
         """Send encoded packets in this order, or keep them until there is a key; again if it was lost, with `salvage`."""
         ...
 
@@ -72,7 +72,7 @@ class DatagramSender:
         if self._turn.depth:
             self.waiting.setdefault(node, []).extend(datagrams)
         else:
-            self._tunnel.send_packets(node, datagrams, salvage=True)
+            self._tunnel.send_packets(node, datagrams, trio.current_time(), salvage=True)
         if self.nursery is not None:
             self._pacing.count(node, len(datagrams), sum(map(len, datagrams)), self.nursery)
         return True
@@ -80,9 +80,10 @@ class DatagramSender:
     def flush(self) -> None:
         """Send what this turn has collected."""
         waiting, self.waiting = self.waiting, {}
+        now = trio.current_time()
         for node, packets in waiting.items():
             try:
-                self._tunnel.send_packets(node, packets, salvage=True)
+                self._tunnel.send_packets(node, packets, now, salvage=True)
             except TunnelError as exc:  # the tunnel has ended since they were taken
                 _log.debug("datagrams not sent", extra={"kv": {"peer_node_id": node, "error": str(exc)}})
 
@@ -102,7 +103,7 @@ class DatagramSender:
         """
         await self._tunnel.ensure(node)
         self._expect_reply(node)
-        self._tunnel.send_packets(node, datagrams, salvage=True)
+        self._tunnel.send_packets(node, datagrams, trio.current_time(), salvage=True)
 
     def send_datagrams_soon(self, node: int, datagrams: Sequence[bytes]) -> int:
         """Make contact in the background; return how many of the datagrams wait for that, no more than there is room for."""

@@ -74,10 +74,10 @@ class Dial:
         connection.on_answer, connection.on_unanswered = self._on_answer, self._on_due
         connection.pump()
 
-    def start_clock(self) -> None:
+    def start_clock(self, now: float) -> None:
         """Repeat the SYN from now on. While there is no key it waits in the tunnel's queue, and repeating it is no use."""
         if self._done is not None:
-            self._connection.start_timer(SYN_TIMEOUTS[0])
+            self._connection.timer.arm(now + SYN_TIMEOUTS[0])
 
     def cancel(self) -> None:
         """End the dial, if it is not over, leaving nothing; the outcome is `DialCancelled`. The peer has seen a SYN at most."""
@@ -97,7 +97,7 @@ class Dial:
         if attempt == 1:
             paths.doubt(node)  # it may have restarted elsewhere, and packets to where it was are lost without a word
         self._connection.repeat_syn()
-        self._connection.start_timer(SYN_TIMEOUTS[attempt])
+        self._connection.timer.arm(now + SYN_TIMEOUTS[attempt])
 
     def _on_answer(self) -> None:
         connection = self._connection

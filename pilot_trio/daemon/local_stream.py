@@ -59,7 +59,7 @@ class LocalConnection(Connection):
 
     @property
     def has_input(self) -> bool:
-        return bool(self._unread) or self._closed_here or self._state.ended
+        return bool(self._unread) or self._closed_here or self.state.ended
 
     @property
     def _room(self) -> int:
@@ -67,7 +67,7 @@ class LocalConnection(Connection):
 
     def write_nowait(self, data: bytes | bytearray | memoryview) -> int:
         self._check_open()
-        if self._state is not ConnState.ESTABLISHED:
+        if self.state is not ConnState.ESTABLISHED:
             raise trio.BrokenResourceError("the other side has closed the stream")
         peer = self._peer
         taken = min(len(data), peer._room)  # the two ends are one object in two halves
@@ -86,16 +86,16 @@ class LocalConnection(Connection):
             if self._room >= LOCAL_LOW_WATER:
                 self._peer._wake_writers()
             return data
-        if self._state is ConnState.CLOSED:
+        if self.state is ConnState.CLOSED:
             raise trio.BrokenResourceError("the other side has reset the stream")
-        if self._state is ConnState.TIME_WAIT:
+        if self.state is ConnState.TIME_WAIT:
             return b""
         raise trio.WouldBlock
 
     def close(self) -> None:
         self._closed_here = True
         self._unread.clear()
-        if self._state is ConnState.ESTABLISHED:
+        if self.state is ConnState.ESTABLISHED:
             # Both ends go straight to TIME_WAIT: the FIN and its answers cannot be lost between them.
             self._enter(ConnState.TIME_WAIT)
             self._peer._enter(ConnState.TIME_WAIT)
@@ -120,7 +120,7 @@ class LocalConnection(Connection):
             "local_port": self.local.port,
             "remote_addr": str(self.remote.address),
             "remote_port": self.remote.port,
-            "state": self._state.value,
+            "state": self.state.value,
             "bytes_sent": self._bytes_sent,
             "bytes_recv": self._peer._bytes_sent,
             "segs_sent": self._segments_sent,
@@ -133,7 +133,7 @@ class LocalConnection(Connection):
         }
 
     def _writable(self) -> bool:
-        return self._state is not ConnState.ESTABLISHED or self._peer._room >= LOCAL_LOW_WATER
+        return self.state is not ConnState.ESTABLISHED or self._peer._room >= LOCAL_LOW_WATER
 
     def _check_open(self) -> None:
         if self._closed_here:

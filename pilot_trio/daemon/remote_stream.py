@@ -78,10 +78,6 @@ class RemoteConnection(Connection):
     def bytes_received(self) -> int:
         return self.machine.bytes_received
 
-    def start_timer(self, seconds: float) -> None:
-        """Have `on_unanswered` called after so many seconds."""
-        self.timer.arm(self._clock() + seconds)
-
     def repeat_now(self) -> None:
         """Send again now what waits for a timeout: the path was dead and is no more."""
         self.machine.repeat_now(trio.current_time())
@@ -110,7 +106,7 @@ class RemoteConnection(Connection):
                 self._follow(State.ESTABLISHED)
             elif event is Event.REFUSED:
                 self.refused = True
-            elif event in _BREAKING or (event is Event.CLOSED and self._state is ConnState.ESTABLISHED):
+            elif event in _BREAKING or (event is Event.CLOSED and self.state is ConnState.ESTABLISHED):
                 self._broke = True
                 self.expiry = _EXPIRIES.get(event, "")
         if readable:  # only now: a break is announced after the end of the stream, and has to be heard before it
@@ -122,7 +118,7 @@ class RemoteConnection(Connection):
         self.followed = machine_state
         state = _STATES[machine_state]
         # A row in TIME_WAIT is the table's from then on: unread bytes outlive the machine's own timer.
-        if state is not self._state and self._state is not ConnState.TIME_WAIT:
+        if state is not self.state and self.state is not ConnState.TIME_WAIT:
             self._enter(state)
         if state is not ConnState.SYN_SENT and self.on_answer is not None:
             on_answer, self.on_answer = self.on_answer, None
@@ -138,7 +134,7 @@ class RemoteConnection(Connection):
         self._pump(self)
 
     def write_nowait(self, data: bytes | bytearray | memoryview) -> int:
-        if self._closed_here or self._state is not ConnState.ESTABLISHED:
+        if self._closed_here or self.state is not ConnState.ESTABLISHED:
             self._check_open()
             raise trio.BrokenResourceError("the stream has ended")
         taken = self.machine.write(memoryview(data))
@@ -181,10 +177,10 @@ class RemoteConnection(Connection):
         self._pump(self)
 
     def row(self) -> dict[str, Any]:
-        return {"id": self.conn_id, **self.machine.row(), "state": self._state.value}
+        return {"id": self.conn_id, **self.machine.row(), "state": self.state.value}
 
     def _writable(self) -> bool:
-        return self._state is not ConnState.ESTABLISHED or self.machine.send_room > 0
+        return self.state is not ConnState.ESTABLISHED or self.machine.send_room > 0
 
     def _check_open(self) -> None:
         if self._closed_here:

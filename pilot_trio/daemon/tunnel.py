@@ -22,7 +22,6 @@ from pilot_trio.daemon.tunnel_log import TunnelLog
 from pilot_trio.daemon.tunnel_lookups import KeyAndRouteResolver, Lookups, NameResolver
 from pilot_trio.daemon.tunnel_loop import TunnelLoop
 from pilot_trio.daemon.tunnel_pings import Pings
-from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import NoRoute
 from pilot_trio.net.network import DatagramSocket, Endpoint
 from pilot_trio.net.udp import UDPStatistics
@@ -85,7 +84,10 @@ class Tunnel:
         )
         self._report = TunnelLog(bus, settings.is_trusted)
         self._loop = TunnelLoop(sock, self._machine, state, act=self._act, deliver=self._hand_up)
-        self._turn = self._loop.turn
+        self.turn: Final = self._loop.turn
+        """A context manager: what is sent inside leaves in one batch when the outermost one ends."""
+        self.flush: Final = self._loop.flush
+        """Sends what has been sealed so far, without waiting for the end of the turn."""
         self._lookups = Lookups(
             state,
             resolver,
@@ -96,7 +98,6 @@ class Tunnel:
         )
         self._waiting: dict[int, trio.lowlevel.ParkingLot] = {}  # for a session, by node
         self._pings = Pings(self.send)
-        self._clock: Callable[[], float] = trio.current_time
         self._counted = TunnelStatistics()
         self._counted_at = -1  # the turn after which they were counted
         self.timers: Final = self._loop.timers
@@ -124,21 +125,12 @@ class Tunnel:
             _log.info("tunnel encryption enabled", extra={"kv": {"scheme": "X25519+AES-256-GCM"}})
         else:
             _log.warning("tunnel encryption is disabled — all connections will send plaintext", extra={"kv": {}})
-        self._clock = trio.lowlevel.current_clock().current_time  # half the calls of Trio's function
         async with trio.open_nursery() as nursery:
             await nursery.start(self._lookups.run)
             nursery.start_soon(self._loop.run)
             task_status.started()
 
     # --- turns -------------------------------------------------------------------------------------------------------
-
-    def turn(self) -> Turn:
-        """Return a context manager: what is sent inside leaves in one batch when the outermost one ends."""
-        return self._turn
-
-    def flush(self) -> None:
-        """Send what has been sealed so far, without waiting for the end of the turn."""
-        self._loop.flush()
 
     def _hand_up(self, received: list[Received]) -> None:
         self.deliver(received)
@@ -210,7 +202,7 @@ class Tunnel:
 
     def ensure_soon(self, node: int) -> None:
         """Make contact in the background; what fails is logged at debug level only."""
-        with self._turn:
+        with self.turn:
             self._loop.take_on_identity()
             self._machine.ensure(node, trio.current_time())
 
@@ -230,28 +222,29 @@ class Tunnel:
         Raises:
           TunnelError: it was not taken; the text is for clients.
         """
-        if self._turn.depth:
+        if self.turn.depth:
             self._machine.send(node, packet, trio.current_time())
         else:
-            with self._turn:
+            with self.turn:
                 self._machine.send(node, packet, trio.current_time())
 
-    def send_packets(self, node: int, packets: Sequence[bytes], *, salvage: bool = False) -> None:
+    def send_packets(self, node: int, packets: Sequence[bytes], now: float, *, salvage: bool = False) -> None:
         """Send encoded packets as `send` does, in this order; a run of them costs far less than as many calls.
 
         Args:
           node: where they go.
           packets: as they are on the wire.
+          now: the time, by Trio's clock.
           salvage: send the last of them again if the node turns out to have lost the key. Not for streams, which repeat.
 
         Raises:
           TunnelError: not all of them were taken; the text is for clients.
         """
-        if self._turn.depth:
-            self._machine.send_packets(node, packets, self._clock(), salvage=salvage)
+        if self.turn.depth:
+            self._machine.send_packets(node, packets, now, salvage=salvage)
         else:
-            with self._turn:
-                self._machine.send_packets(node, packets, trio.current_time(), salvage=salvage)
+            with self.turn:
+                self._machine.send_packets(node, packets, now, salvage=salvage)
 
     async def ping(self, node: int, payload: bytes = b"ping") -> float:
         """Ask a node for a sign of life; return the seconds that it took. No deadline of its own.
@@ -297,31 +290,32 @@ class Tunnel:
 
     def use_relay(self, node: int) -> bool:
         """Turn a peer to the relay for a dial that got no answer; True if it was not on it."""
-        with self._turn:
+        with self.turn:
             return self._machine.use_relay(node)
 
     def doubt(self, node: int) -> None:
         """Look for a node on every path, and where the registry says that it is: it does not answer as it should."""
-        with self._turn:
+        with self.turn:
             self._machine.doubt(node, trio.current_time())
 
     def moved(self) -> int:
         """Show peers where this node is now, until they answer; return how many that concerns."""
-        with self._turn:
+        with self.turn:
             return self._machine.moved(trio.current_time())
 
     def undo_relay(self, node: int) -> None:
         """Take `use_relay` back after a dial that failed by relay too."""
-        with self._turn:
+        with self.turn:
             self._machine.undo_relay(node)
 
     def set_in_use(self, node: int, in_use: bool) -> None:
         """Note whether connections to a node are open: one in use is kept warm."""
-        self._machine.set_in_use(node, in_use, trio.current_time())
+        with self.turn:
+            self._machine.set_in_use(node, in_use, trio.current_time())
 
     def forget(self, node: int) -> None:
         """Drop all state of a node."""
-        with self._turn:
+        with self.turn:
             self._machine.forget(node)
 
     def set_beacon(self, beacon: Endpoint | None) -> None:
@@ -339,7 +333,7 @@ class Tunnel:
         Returns what there was, whether a key frame went out, and the resolution's error. Connections survive.
         """
         self._resolver.forget(node)
-        with self._turn:
+        with self.turn:
             self._loop.take_on_identity()
             report = self._machine.reset_path(node, trio.current_time())
         pending = self._lookups.route(node)

@@ -72,14 +72,17 @@ class TunnelLoop:
 
     def flush(self) -> None:
         """Send what has been sealed so far, without waiting for the end of the turn."""
-        batch = self._machine.datagrams_to_send()
-        if batch:
-            try:
-                unreachable = self._socket.send_batch(batch)
-            except trio.ClosedResourceError:
-                return  # the node ends; nobody is left who could miss it
-            for to in set(unreachable):
-                self._machine.unreachable(to)
+        out = self._machine.out
+        if not out:
+            return
+        batch = out.copy()
+        out.clear()
+        try:
+            unreachable = self._socket.send_batch(batch)
+        except trio.ClosedResourceError:
+            return  # the node ends; nobody is left who could miss it
+        for to in set(unreachable):
+            self._machine.unreachable(to)
 
     def take_on_identity(self) -> None:
         """Follow registration and key rotation: the next key frame must name who we are by now."""
@@ -145,17 +148,22 @@ class TunnelLoop:
             self.defects += 1
             _log.exception("upkeep failed", extra={"kv": {}})
             self._timer.arm(now + DEFECT_PAUSE)
+        else:
+            self._timer.arm(self._machine.next_deadline())
 
     # --- the end of a turn -------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
         """Follow every turn: send, act on what the machine says and on what comes of that, arm the timer."""
+        machine = self._machine
         self.turns += 1
-        self.flush()
-        while self._machine.events:
+        if machine.out:
+            self.flush()
+        while machine.events:
             self._follow_events()
             self.flush()
-        self._timer.arm(self._machine.next_deadline())
+        if machine.touched:  # nearly every packet leaves the deadline where it is, or moves it on
+            self._timer.arm(machine.next_deadline())
 
     def _follow_events(self) -> None:
         """Act on all that the machine says."""

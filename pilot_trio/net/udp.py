@@ -34,7 +34,10 @@ SEGMENT_MAX: Final = 8932  # bytes of a datagram cut by the kernel at most: what
 SEGMENT_USUAL: Final = 1452  # bytes; what fits into every usual link, and is cut for whatever destination
 SEGMENTS_MAX: Final = 64  # datagrams per call; the kernel's own limit
 SEGMENTED_BYTES_MAX: Final = 65_507  # bytes per call; what fits into one datagram
-GREEDY_PROBE: Final = 4  # lone datagrams after which one more read finds out whether there are more now
+GREEDY_PROBE: Final = 4  # lone reads after which one more finds out whether there is more now
+FEW: Final = (
+    4  # datagrams; so many can come joined of a peer that waits for an answer, and most likely nothing is behind
+)
 
 _UDP_SEGMENT: Final = 103  # linux/udp.h; the socket module does not name them
 _UDP_GRO: Final = 104
@@ -89,7 +92,7 @@ class UDPSocket:
         self._queue: deque[tuple[bytes, Addr]] = deque()
         self._queue_filled = trio.lowlevel.ParkingLot()
         self._greedy = False
-        self._lone = 0  # reads in a row that found one datagram
+        self._lone = 0  # reads in a row that found few datagrams
         self._closed = False
         self._received = self._reads = self._sent = self._writes = self._dropped = 0
 
@@ -140,15 +143,16 @@ class UDPSocket:
         return batch
 
     def _read(self, batch: list[tuple[bytes, Addr]]) -> None:
-        """Take what is there. Reading on until nothing is left pays only when there was more than one."""
-        probe = self._lone >= GREEDY_PROBE
+        """Take what is there. Reading on until nothing is left pays only when there was more than one read finds at once."""
+        probe, reads = self._lone >= GREEDY_PROBE, 0
         while len(batch) < RECEIVE_BATCH_MAX:
             if not self._read_once(batch):
                 break
-            if not (self._greedy or probe or len(batch) > 1):
+            reads += 1
+            if not (self._greedy or probe or reads > 1 or len(batch) > FEW):
                 break
             probe = False
-        self._greedy = len(batch) > 1
+        self._greedy = reads > 1 or len(batch) > FEW
         self._lone = 0 if self._greedy or self._lone >= GREEDY_PROBE else self._lone + 1
 
     def _read_once(self, batch: list[tuple[bytes, Addr]]) -> bool:

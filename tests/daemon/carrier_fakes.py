@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import attrs
 import trio
@@ -16,6 +16,7 @@ from pilot_trio.daemon.carrier import TunnelCarrier
 from pilot_trio.daemon.events import Event, EventBus
 from pilot_trio.daemon.state import NodeState
 from pilot_trio.daemon.streams import StreamTable
+from pilot_trio.daemon.turn import Turn
 from pilot_trio.errors import NoRoute
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.net.timers import Timers
@@ -67,7 +68,7 @@ class FakeTunnel:
         self.doubted: list[int] = []
         self.pinged: list[int] = []
         self.answers = trio.Event()  # to all pings
-        self._turns = 0
+        self.turn = Turn(self.flush)
         self._out: list[tuple[int, Packet]] = []
 
     def send(self, node: int, packet: Packet, /) -> None:
@@ -75,23 +76,13 @@ class FakeTunnel:
             raise NoTunnel(node)
         if self.has_keys.is_set():
             self._out.append((node, packet))
-        if not self._turns:
+        if not self.turn.depth:
             self.flush()
 
-    def send_packets(self, node: int, packets: Sequence[bytes], /, *, salvage: bool = False) -> None:
-        with self.turn():
+    def send_packets(self, node: int, packets: Sequence[bytes], now: float, /, *, salvage: bool = False) -> None:
+        with self.turn:
             for packet in packets:
                 self.send(node, decode(packet))
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        self._turns += 1
-        try:
-            yield
-        finally:
-            self._turns -= 1
-            if not self._turns:
-                self.flush()
 
     def flush(self) -> None:
         out, self._out = self._out, []

@@ -17,6 +17,7 @@ from pilot_trio.daemon.carrier import FEW
 from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.datagram_sender import CONTACTS_MAX
 from pilot_trio.daemon.dialling import KEY_WAIT
+from pilot_trio.daemon.farewells import FAREWELL_DELAY
 from pilot_trio.daemon.overlay import OverlayStream, listen, open_stream
 from pilot_trio.daemon.pacing import BURST, BURSTS_MAX, DATAGRAM_COST
 from pilot_trio.daemon.streams import ConnState
@@ -24,7 +25,7 @@ from pilot_trio.errors import DialCancelled, DialRefused, DialTimeout, NoRoute
 from pilot_trio.services.echo import serve_echo
 from pilot_trio.wire.packet import ACK, DATAGRAM, FIN, RST, STREAM, SYN, Packet
 
-from .carrier_fakes import FakeNode, joined
+from .carrier_fakes import FakeNode, Wire, joined
 
 Clock = trio.testing.MockClock
 TARGET = NodeId(2)
@@ -323,6 +324,89 @@ async def test_of_few_streams_what_somebody_waits_for_leaves_first(
         assert [row["state"] for row in one.streams.rows()] == ["ESTABLISHED"]
 
 
+def batches_of(wire: Wire) -> list[tuple[int, list[int]]]:
+    """Return what leaves from now on: the node, and the flags of each packet of a batch."""
+    batches: list[tuple[int, list[int]]] = []
+    carry = wire.carry
+
+    def note(source: int, batch: list[tuple[int, Packet]]) -> None:
+        batches.append((source, [packet.flags for _, packet in batch]))
+        carry(source, batch)
+
+    wire.carry = note  # type: ignore[method-assign]
+    return batches
+
+
+async def test_the_answer_to_a_farewell_travels_with_the_next_packet(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        listen(two.streams, 5000, "server")
+        stream = await one.streams.dial(two.address, 5000, owner="client")
+        await trio.sleep(1)
+        batches = batches_of(wire)
+        stream.close()
+        await trio.sleep(FAREWELL_DELAY / 2)
+        assert batches == [(1, [FIN])]
+        assert stream.row()["state"] == "FIN_WAIT"
+        await one.streams.dial(two.address, 5000, owner="client")
+        assert batches[1:] == [(1, [SYN]), (2, [SYN | ACK, FIN | ACK])]
+        assert stream.row()["state"] == "TIME_WAIT"
+
+
+async def test_the_answer_to_a_farewell_leaves_alone_after_a_moment(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        listen(two.streams, 5000, "server")
+        streams = [await one.streams.dial(two.address, 5000, owner="client") for _ in range(2)]
+        await trio.sleep(1)
+        batches = batches_of(wire)
+        for stream in streams:
+            stream.close()
+        await trio.sleep(FAREWELL_DELAY)
+        assert batches == [(1, [FIN]), (1, [FIN])]
+        await trio.sleep(2 * wire.delay + 0.001)
+        assert batches == [(1, [FIN]), (1, [FIN]), (2, [FIN | ACK, FIN | ACK])]
+        assert [stream.row()["state"] for stream in streams] == ["TIME_WAIT"] * 2
+        await trio.sleep(10)
+        assert len(batches) == 3
+
+
+async def test_a_node_that_stops_sends_the_answers_that_wait(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        listen(two.streams, 5000, "server")
+        stream = await one.streams.dial(two.address, 5000, owner="client")
+        await trio.sleep(1)
+        stream.close()
+        await trio.sleep(FAREWELL_DELAY / 2)
+        batches = batches_of(wire)
+    assert batches == [(2, [FIN | ACK])]
+
+
+async def test_a_handshake_is_answered_before_what_came_with_it_is_looked_at(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        listen(two.streams, 5000, "server")
+        stream = await one.streams.dial(two.address, 5000, owner="client")
+        await trio.sleep(1)
+        carry = wire.carry
+        together: list[tuple[int, Packet]] = []
+        states: list[str] = []
+
+        def join(source: int, batch: list[tuple[int, Packet]]) -> None:
+            if source == 1:
+                together.extend(batch)
+            else:
+                states.append(two.streams.rows()[0]["state"])
+                carry(source, batch)
+
+        wire.carry = join  # type: ignore[method-assign]
+        with one.carrier.turn:
+            stream.close()
+            one.streams.begin_dial(two.address, 5000, owner="client", done=lambda outcome: None)
+        assert [packet.flags for _, packet in together] == [SYN, FIN]
+        carry(1, together)
+        await trio.sleep(FAREWELL_DELAY / 2)
+        assert states == ["ESTABLISHED"]
+        assert two.streams.rows()[0]["state"] == "TIME_WAIT"
+
+
 async def test_closing_delivers_what_was_written_and_frees_everything(autojump_clock: Clock) -> None:
     async with joined(loss=0.05, seed=2) as (one, two, _):
         stream, accepted = await pair(one, two)
@@ -582,10 +666,10 @@ async def test_datagrams_of_one_turn_leave_together_and_in_order(autojump_clock:
         runs: list[list[bytes]] = []
         send_packets = one.tunnel.send_packets
 
-        def note(node: int, packets: Sequence[bytes], /, *, salvage: bool = False) -> None:
+        def note(node: int, packets: Sequence[bytes], now: float, /, *, salvage: bool = False) -> None:
             assert salvage
             runs.append(list(packets))
-            send_packets(node, packets, salvage=salvage)
+            send_packets(node, packets, now, salvage=salvage)
 
         one.tunnel.send_packets = note  # type: ignore[method-assign]
         packets = [

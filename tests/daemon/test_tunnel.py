@@ -62,7 +62,7 @@ async def test_two_tunnels_find_each_other_and_answer_pings(autojump_clock: Mock
 async def test_packets_reach_the_other_side_once_per_batch(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         one, two = await world.pair()
-        with one.tunnel.turn():
+        with one.tunnel.turn:
             for number in range(5):
                 one.send(2, b"%d" % number)
         await wait_all_tasks_blocked()
@@ -662,14 +662,14 @@ async def test_what_is_sent_in_one_turn_leaves_in_one_batch(autojump_clock: Mock
         one, recorder, _ = await recorded_pair(world)
         one.send(2)
         assert [len(batch) for batch in recorder.batches] == [1]
-        with one.tunnel.turn():
+        with one.tunnel.turn:
             one.send(2)
-            with one.tunnel.turn():
+            with one.tunnel.turn:
                 one.send(2)
             one.send(2)
             assert len(recorder.batches) == 1
         assert [len(batch) for batch in recorder.batches] == [1, 3]
-        with one.tunnel.turn():
+        with one.tunnel.turn:
             one.send(2)
             one.tunnel.flush()
             assert [len(batch) for batch in recorder.batches] == [1, 3, 1]
@@ -682,10 +682,10 @@ async def test_run_of_encoded_packets_leaves_in_one_batch_and_inside_a_turn_at_i
     async with open_world() as world:
         one, recorder, two = await recorded_pair(world)
         run = [datagram(1, 2, b"%d" % index).encode() for index in range(5)]
-        one.tunnel.send_packets(2, run, salvage=True)
+        one.tunnel.send_packets(2, run, trio.current_time(), salvage=True)
         assert [len(batch) for batch in recorder.batches] == [5]
-        with one.tunnel.turn():
-            one.tunnel.send_packets(2, run)
+        with one.tunnel.turn:
+            one.tunnel.send_packets(2, run, trio.current_time())
             assert len(recorder.batches) == 1
         await wait_all_tasks_blocked()
         assert two.payloads == [b"0", b"1", b"2", b"3", b"4"] * 2
@@ -696,7 +696,7 @@ async def test_turn_that_fails_still_sends_what_has_its_nonce(autojump_clock: Mo
         one, recorder, _ = await recorded_pair(world)
 
         def fail() -> None:
-            with one.tunnel.turn():
+            with one.tunnel.turn:
                 one.send(2)
                 raise ZeroDivisionError
 
@@ -711,7 +711,7 @@ async def test_what_deliver_sends_leaves_with_the_batch(autojump_clock: MockCloc
     async with open_world() as world:
         one, recorder, two = await recorded_pair(world)
         one.tunnel.deliver = lambda batch: [one.send(node) for node, _ in batch]  # type: ignore[assignment,func-returns-value]
-        with two.tunnel.turn():
+        with two.tunnel.turn:
             for _ in range(4):
                 two.send(1)
         await wait_all_tasks_blocked()
@@ -950,7 +950,7 @@ async def test_two_tunnels_over_loopback() -> None:
         with trio.fail_after(5):
             await one.tunnel.ping(2)
             sent = [b"%d" % number + bytes(1000) for number in range(500)]
-            with one.tunnel.turn():
+            with one.tunnel.turn:
                 for payload in sent:
                     one.send(2, payload)
             while len(two.payloads) < len(sent):

@@ -126,6 +126,11 @@ class Connection:
         return self._receiver.owed > 0
 
     @property
+    def peer_is_reference(self) -> bool:
+        """Whether the peer is of the original's kind, as far as is known."""
+        return self._sender.peer_is_reference
+
+    @property
     def holds_peer_fin(self) -> bool:
         """True while the peer's FIN waits for data that it overtook."""
         return self._closing.peer_fin is not None and self.state is State.ESTABLISHED
@@ -141,7 +146,7 @@ class Connection:
             self._write_blocked = True
             data = data[:taken]
         if taken:
-            self._sender.outgoing.append(data, push=size >= SEGMENT)
+            self._sender.write(data, push=size >= SEGMENT)
         return taken
 
     def read(self, max_bytes: int) -> bytes:

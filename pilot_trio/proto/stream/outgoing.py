@@ -112,12 +112,12 @@ class Outgoing:
 
 @final
 class NothingWritten(Outgoing):
-    """What streams have that have ended: one for all of them, so nothing may come into it."""
+    """What streams have before they are written to, and after their end: one for all, so nothing may come into it."""
 
     __slots__ = ()
 
     def append(self, data: bytes | memoryview, *, push: bool) -> None:
-        raise AssertionError(f"{len(data)} bytes were written to a stream that has ended")
+        raise AssertionError(f"{len(data)} bytes were written to what all streams share")
 
 
 def _without_lookalike(data: bytes, segment: int, short: bool) -> tuple[bytes, bool]:

@@ -340,15 +340,15 @@ class SendQueue:
 
 @final
 class NothingOut(SendQueue):
-    """What streams have that have ended: one for all of them, so nothing may come into it."""
+    """What streams have before they are written to, and after their end: one for all, so nothing may come into it."""
 
     __slots__ = ()
 
     def sent(self, run: Run, now: float) -> None:
-        raise AssertionError(f"{run.size} bytes were sent on a stream that has ended")
+        raise AssertionError(f"{run.size} bytes were sent into what all streams share")
 
     def selectively_acknowledge(self, blocks: Sequence[Span]) -> list[Run]:
-        raise AssertionError("a report was worked in on a stream that has ended")
+        raise AssertionError("a report was worked into what all streams share")
 
 
 def _without_lookalikes(data: bytes, segment: int) -> int:

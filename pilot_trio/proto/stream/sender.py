@@ -40,6 +40,7 @@ _MASK: Final = 0xFFFF_FFFF
 _HALF: Final = 1 << 31
 _NOTHING_WRITTEN: Final = NothingWritten()
 _NOTHING_OUT: Final = NothingOut()
+_UNUSED: Final = Congestion(0.0)  # of all streams that were not written to yet: all of those that only come and go
 
 
 class Sender:
@@ -47,16 +48,17 @@ class Sender:
 
     __slots__ = (
         "_backoff", "_blind_below", "_budget", "_counted_flight", "_counted_path", "_probe_interval", "_silent_since",
-        "_size_probe", "_tail_probed", "_timeouts", "congestion", "duplicate_acks", "fast_retransmits", "fin_end", "loss_at",
-        "outgoing", "pace_at", "peer_is_reference", "probe_at", "queue", "retransmit_at", "retransmits", "rtt", "snd_nxt",
-        "snd_una", "snd_wnd",
+        "_since", "_size_probe", "_tail_probed", "_timeouts", "congestion", "duplicate_acks", "fast_retransmits", "fin_end",
+        "loss_at", "outgoing", "pace_at", "peer_is_reference", "probe_at", "queue", "retransmit_at", "retransmits", "rtt",
+        "snd_nxt", "snd_una", "snd_wnd",
     )  # fmt: skip
 
     def __init__(self, budget: Budget, now: float) -> None:
         self.rtt = budget.begin_stream(now)
-        self.congestion = Congestion(now)
-        self.queue: SendQueue = SendQueue()
-        self.outgoing: Outgoing = Outgoing()
+        self.congestion = _UNUSED  # like the next two: `write` makes its own
+        self.queue: SendQueue = _NOTHING_OUT
+        self.outgoing: Outgoing = _NOTHING_WRITTEN
+        self._since = now
         self.snd_una = self.snd_nxt = 1  # positions; the SYN was 0: every connection starts there
         self.fin_end = -inf  # position after a FIN that has left
         self.snd_wnd = 0  # segments
@@ -93,6 +95,12 @@ class Sender:
     def position_of(self, seq: int) -> int:
         """Return the position nearest to what is acknowledged that a sequence number can mean."""
         return self.snd_una + ((seq - self.snd_una + _HALF) & _MASK) - _HALF
+
+    def write(self, data: bytes | memoryview, *, push: bool) -> None:
+        """Take bytes for which there is `room`; `push` if their tail must not wait for more."""
+        if self.outgoing is _NOTHING_WRITTEN:
+            self.congestion, self.queue, self.outgoing = Congestion(self._since), SendQueue(), Outgoing()
+        self.outgoing.append(data, push=push)
 
     # --- what came back ----------------------------------------------------------------------------------------------
 
@@ -168,6 +176,8 @@ class Sender:
             self._arm_retransmission(now)
 
     def _take_report(self, blocks: list[Block], now: float) -> list[Run]:
+        if not self.queue.outstanding:
+            return []  # it can only name data never sent, or not missing any more
         spans = []
         for left, right in blocks:
             begin, end = self.position_of(left), self.position_of(right)

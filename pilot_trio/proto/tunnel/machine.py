@@ -71,6 +71,10 @@ class TunnelMachine:
         self._outbound = Outbound(self._core, self._exchanges)
         self.events: deque[Event] = self._core.events
         """What the shell has to act upon, oldest first; it takes out what it has seen."""
+        self.out: list[tuple[bytes, Addr]] = self._core.out
+        """What is to be sent, in the order in which nonces were taken; the shell takes out what it has sent."""
+        self.touched: dict[int, None] = self._core.touched
+        """Not empty while `next_deadline` may be earlier than it was."""
         self.next_deadline: Callable[[], float] = self._upkeep.next_deadline
         """Returns when `handle_timeout` is next needed; `math.inf` if never."""
 
@@ -222,7 +226,8 @@ class TunnelMachine:
 
     def datagrams_to_send(self) -> list[tuple[bytes, Addr]]:
         """Return what is to be sent now, in the order in which nonces were taken; everything is handed out once."""
-        out, self._core.out = self._core.out, []
+        out = self.out.copy()
+        self.out.clear()
         return out
 
     def receive_datagrams(self, batch: Sequence[tuple[bytes, Addr]], now: float) -> list[Received]:

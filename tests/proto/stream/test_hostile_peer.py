@@ -138,3 +138,15 @@ def test_a_short_tail_before_a_closed_window_waits_for_the_window_and_not_in_cir
     link.pump(0)
     link.settle(10)
     assert link.b.read(1 << 20) == b"x" * size + b"y" * size
+
+
+def test_a_report_about_a_stream_that_nothing_was_written_to_says_nothing() -> None:
+    link = Link(Path(delay=0.01))
+    link.connect()
+    report = sack.encode([(1, 1153), (5000, 9000)])
+    packet = Packet(ACK, STREAM, link.b.local.address, link.a.local.address, 7, 49152, 1, 1, 512, report)
+    link.a.receive_packet(packet, link.now)
+    link.a.write(b"x" * 10_000)
+    link.pump(0)
+    link.settle(10)
+    assert link.b.read(1 << 20) == b"x" * 10_000
