@@ -46,6 +46,7 @@ TIME_WAIT_STEP: Final = 0.02  # seconds; what is over by then is forgotten toget
 TIME_WAIT_BATCH: Final = 256  # streams forgotten at a time; more would be felt
 HEADERS_MAX: Final = 40 + 8 + PILS_HEADER + TAG_SIZE + HEADER_SIZE  # bytes around a payload: IPv6, UDP, tunnel, packet
 
+NOBODY: Final = -1  # no node's number
 FEW: Final = 4  # streams, or packets; of so many, first what somebody waits for; of more, a batch costs less
 
 _WAITED_FOR: Final = frozenset({MachineState.SYN_SENT, MachineState.ESTABLISHED})
@@ -375,19 +376,28 @@ class TunnelCarrier(Carrier):
         if 1 < len(connections) <= FEW:
             ending = [c for c in connections if c.machine.state not in _WAITED_FOR]
             if 0 < len(ending) < len(connections):
-                self._send([c for c in connections if c.machine.state in _WAITED_FOR], now)
-                connections = ending
+                sent_to = self._send([c for c in connections if c.machine.state in _WAITED_FOR], now)
+                self._send(ending, now, sent_to)
+                return
         self._send(connections, now)
 
-    def _send(self, connections: Sequence[RemoteConnection], now: float) -> None:
-        """Send what stream machines have to send; packets in a row to one node go to the tunnel together."""
-        to, out = 0, list[bytes]()
+    def _send(self, connections: Sequence[RemoteConnection], now: float, sent_to: int = NOBODY) -> int:
+        """Send what stream machines have to send; packets in a row to one node go to the tunnel together.
+
+        Args:
+          connections: whose machines.
+          now: the time.
+          sent_to: a node that was sent something just now; a mere FIN for it would wake it twice, and can wait.
+
+        Returns: the node that was sent something last, or `NOBODY`.
+        """
+        to, out = NOBODY, list[bytes]()
         for connection in connections:
             machine = connection.machine
             packets = machine.packets_to_send(now)
             if packets:
                 node = connection.remote.address.node
-                if machine.state is MachineState.TIME_WAIT and not machine.peer_is_reference:
+                if machine.ends_quietly or (node == sent_to and machine.has_said_all):
                     self._farewells.keep(node, packets, now)
                     continue
                 if out and node != to:
@@ -399,6 +409,7 @@ class TunnelCarrier(Carrier):
             out += self._farewells.take(to)
             self._send_packets(to, out, now)
             self._tunnel.flush()
+        return to
 
     def _send_packets(self, node: int, packets: Sequence[bytes], now: float) -> None:
         try:

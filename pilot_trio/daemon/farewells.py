@@ -1,7 +1,8 @@
 """Packets that nobody waits for: they leave with the next ones to their node, or after a moment.
 
-The answer to a FIN is of this kind between nodes of ours: it keeps the peer from repeating the FIN, no sooner than after a
-fifth of a second. Sent at once it costs a wake-up of the peer, which is then busy when the next request comes.
+There are two of this kind. The answer to a FIN keeps a peer of ours from repeating it, no sooner than after a fifth of a
+second. And the FIN of a stream that ends while another one begins: whoever closes a stream and dials at once waits for the
+dial. Sent at once they would cost the other node a wake-up each, most often just when it has something to answer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Final, final
 
 from pilot_trio.net.timers import Timers
 
-FAREWELL_DELAY: Final = 0.02  # seconds that they wait at most; a FIN is repeated after ten times as long
+FAREWELL_DELAY: Final = 0.005  # seconds that they wait at most; as long as an acknowledgment of data may
 
 
 @final

@@ -304,26 +304,6 @@ class TestDialsWithoutATask:
             assert len(outcomes) == 16
 
 
-@pytest.mark.parametrize(("ending", "expected"), [(1, [SYN, FIN]), (FEW, [FIN] * FEW + [SYN])])
-async def test_of_few_streams_what_somebody_waits_for_leaves_first(
-    ending: int, expected: list[int], autojump_clock: Clock
-) -> None:
-    async with joined() as (one, two, wire):
-        listen(two.streams, 5000, "server")
-        open_ones = [await one.streams.dial(two.address, 5000, owner="client") for _ in range(ending)]
-        await trio.sleep(1)
-        wire.sent.clear()
-        outcomes: list[object] = []
-        with one.carrier.turn:
-            for connection in open_ones:
-                connection.close()
-            one.streams.begin_dial(two.address, 5000, owner="client", done=outcomes.append)
-        assert [packet.flags for _, packet in wire.sent] == expected
-        await trio.sleep(20)
-        assert isinstance(outcomes[0], Connection)
-        assert [row["state"] for row in one.streams.rows()] == ["ESTABLISHED"]
-
-
 def batches_of(wire: Wire) -> list[tuple[int, list[int]]]:
     """Return what leaves from now on: the node, and the flags of each packet of a batch."""
     batches: list[tuple[int, list[int]]] = []
@@ -335,6 +315,69 @@ def batches_of(wire: Wire) -> list[tuple[int, list[int]]]:
 
     wire.carry = note  # type: ignore[method-assign]
     return batches
+
+
+async def test_of_few_streams_what_somebody_waits_for_leaves_first(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        listen(two.streams, 5000, "server")
+        stream = await one.streams.dial(two.address, 5000, owner="client")
+        await trio.sleep(1)
+        batches = batches_of(wire)
+        for _ in range(3):
+            outcomes: list[object] = []
+            with one.carrier.turn:
+                stream.close()
+                one.streams.begin_dial(two.address, 5000, owner="client", done=outcomes.append)
+            await trio.sleep(FAREWELL_DELAY / 2)
+            assert isinstance(outcomes[0], Connection)
+            stream = outcomes[0]
+        # From the second one on, each takes along the farewell of the one before, and so do the answers.
+        assert [flags for source, flags in batches if source == 1] == [[SYN], [SYN, FIN], [SYN, FIN]]
+        assert [flags for source, flags in batches if source == 2] == [[SYN | ACK], [SYN | ACK], [SYN | ACK, FIN | ACK]]
+        await trio.sleep(20)
+        assert [row["state"] for row in one.streams.rows()] == ["ESTABLISHED"]
+        assert [row["state"] for row in two.streams.rows()] == ["ESTABLISHED"]
+
+
+async def test_a_farewell_beside_a_dial_waits_for_a_moment_at_most(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        listen(two.streams, 5000, "server")
+        stream = await one.streams.dial(two.address, 5000, owner="client")
+        await trio.sleep(1)
+        batches = batches_of(wire)
+        with one.carrier.turn:
+            stream.close()
+            one.streams.begin_dial(two.address, 5000, owner="client", done=lambda outcome: None)
+        await trio.sleep(FAREWELL_DELAY - 0.0001)
+        assert batches == [(1, [SYN]), (2, [SYN | ACK])]
+        await trio.sleep(0.0011)
+        assert batches[2:] == [(1, [FIN])]
+
+
+async def test_what_a_closed_stream_still_has_to_say_waits_for_nothing(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        listen(two.streams, 5000, "server")
+        stream = await one.streams.dial(two.address, 5000, owner="client")
+        await trio.sleep(1)
+        wire.sent.clear()
+        with one.carrier.turn:
+            stream.write_nowait(b"the end")
+            stream.close()
+            one.streams.begin_dial(two.address, 5000, owner="client", done=lambda outcome: None)
+        assert [(packet.flags, packet.payload) for _, packet in wire.sent] == [(SYN, b""), (ACK, b"the end")]
+
+
+async def test_of_many_streams_everything_leaves_in_one_batch(autojump_clock: Clock) -> None:
+    async with joined() as (one, two, wire):
+        listen(two.streams, 5000, "server")
+        streams = [await one.streams.dial(two.address, 5000, owner="client") for _ in range(FEW)]
+        await trio.sleep(1)
+        batches = batches_of(wire)
+        with one.carrier.turn:
+            for stream in streams:
+                stream.close()
+            one.streams.begin_dial(two.address, 5000, owner="client", done=lambda outcome: None)
+        assert batches == [(1, [FIN] * FEW + [SYN])]
 
 
 async def test_the_answer_to_a_farewell_travels_with_the_next_packet(autojump_clock: Clock) -> None:
@@ -397,11 +440,10 @@ async def test_a_handshake_is_answered_before_what_came_with_it_is_looked_at(aut
                 carry(source, batch)
 
         wire.carry = join  # type: ignore[method-assign]
-        with one.carrier.turn:
-            stream.close()
-            one.streams.begin_dial(two.address, 5000, owner="client", done=lambda outcome: None)
-        assert [packet.flags for _, packet in together] == [SYN, FIN]
-        carry(1, together)
+        stream.close()
+        one.streams.begin_dial(two.address, 5000, owner="client", done=lambda outcome: None)
+        assert [packet.flags for _, packet in together] == [FIN, SYN]
+        carry(1, together[::-1])
         await trio.sleep(FAREWELL_DELAY / 2)
         assert states == ["ESTABLISHED"]
         assert two.streams.rows()[0]["state"] == "TIME_WAIT"

@@ -126,9 +126,14 @@ class Connection:
         return self._receiver.owed > 0
 
     @property
-    def peer_is_reference(self) -> bool:
-        """Whether the peer is of the original's kind, as far as is known."""
-        return self._sender.peer_is_reference
+    def has_said_all(self) -> bool:
+        """True once nothing is left to be sent but the FIN, and its repetitions."""
+        return self.state is State.FIN_WAIT and self._closing.fin_is_out and self._sender.is_idle
+
+    @property
+    def ends_quietly(self) -> bool:
+        """True if nothing follows but the answer to the FIN of a peer of our own kind, which does not wait for it."""
+        return self.state is State.TIME_WAIT and not self._sender.peer_is_reference
 
     @property
     def holds_peer_fin(self) -> bool:
