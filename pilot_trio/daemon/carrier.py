@@ -250,7 +250,9 @@ class TunnelCarrier(Carrier):
             first, end = at - 1, len(batch)
             while at < end and _goes_on(packet, batch[at][1]):
                 at += 1
-            self._touch(connection)
+            if not connection.touched:
+                connection.touched = True
+                self._touched.append(connection)
             if at == first + 1:
                 connection.machine.receive_packet(packet, now)
             else:
@@ -427,7 +429,8 @@ class TunnelCarrier(Carrier):
         if state is MachineState.CLOSED:
             self._forget(connection)
         elif state is MachineState.TIME_WAIT:
-            if not connection.timer.cancelled:
+            if not connection.over:
+                connection.over = True
                 connection.timer.cancel()  # nothing happens to it any more but its end
                 self._over.append((now + self._settings.time_wait, connection))
                 if len(self._over) == 1:

@@ -186,7 +186,8 @@ class Connection(abc.ABC):
     def _enter(self, state: ConnState) -> None:
         old, self.state = self.state, state
         self._on_state(self, old)
-        self._wake_readers()
+        if self._consumer is not None or self._readers is not None:
+            self._wake_readers()
         if self._writers is not None:
             self._wake_writers()
 

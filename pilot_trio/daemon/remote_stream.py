@@ -54,6 +54,7 @@ class RemoteConnection(Connection):
         self.on_unanswered: Callable[[float], None] | None = None  # has the timer for as long as it is a dial
         self.refused = False
         self.touched = False  # the carrier will advance it when its turn ends
+        self.over = False  # it is in TIME_WAIT, and the carrier will forget it
         self.forgotten = False  # the carrier's tables have nothing of it any more
         self.timer: Final = timers.timer(self._on_due)
         self._pump = pump

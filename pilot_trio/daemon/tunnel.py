@@ -83,11 +83,13 @@ class Tunnel:
             settings=settings,
         )
         self._report = TunnelLog(bus, settings.is_trusted)
-        self._loop = TunnelLoop(sock, self._machine, state, act=self._act, deliver=self._hand_up)
+        self._loop = TunnelLoop(sock, self._machine, state, act=self._act, deliver=_ignore)
         self.turn: Final = self._loop.turn
         """A context manager: what is sent inside leaves in one batch when the outermost one ends."""
         self.flush: Final = self._loop.flush
         """Sends what has been sealed so far, without waiting for the end of the turn."""
+        self.has_session: Final = self._machine.has_session
+        """Says whether packets to a node leave at once."""
         self._lookups = Lookups(
             state,
             resolver,
@@ -102,8 +104,6 @@ class Tunnel:
         self._counted_at = -1  # the turn after which they were counted
         self.timers: Final = self._loop.timers
         """Run by `run`; one task for everything on this node that has deadlines."""
-        self.deliver: Callable[[list[Received]], None] = _ignore
-        """Gets the packets of one receive batch but control packets, with the nodes that sealed them."""
         self.on_session: Callable[[int], None] = _ignore
         """Called for every established session, and again when the peer shows its key anew."""
         self.on_restart: Callable[[int], None] = _ignore
@@ -132,8 +132,14 @@ class Tunnel:
 
     # --- turns -------------------------------------------------------------------------------------------------------
 
-    def _hand_up(self, received: list[Received]) -> None:
-        self.deliver(received)
+    @property
+    def deliver(self) -> Callable[[list[Received]], None]:
+        """Gets the packets of one receive batch but control packets, with the nodes that sealed them."""
+        return self._loop.deliver
+
+    @deliver.setter
+    def deliver(self, deliver: Callable[[list[Received]], None]) -> None:
+        self._loop.deliver = deliver
 
     def _act(self, event: events.Event) -> None:
         if isinstance(event, events.ControlArrived):
@@ -266,10 +272,6 @@ class Tunnel:
             self._pings.on_control(node, packet)
 
     # --- paths -------------------------------------------------------------------------------------------------------
-
-    def has_session(self, node: int) -> bool:
-        """Say whether packets to a node leave at once."""
-        return self._machine.has_session(node)
 
     def path(self, node: int) -> Endpoint | None:
         """Return where packets for a node go; None: by relay, or nowhere yet."""

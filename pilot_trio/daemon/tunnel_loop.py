@@ -57,7 +57,7 @@ class TunnelLoop:
         self._machine = machine
         self._state = state
         self._act = act
-        self._deliver = deliver
+        self.deliver = deliver
         self._known_as: tuple[object, object] = (None, None)
         self._timer = self.timers.timer(self._on_due)
         self._clock: Callable[[], float] = trio.current_time
@@ -136,7 +136,7 @@ class TunnelLoop:
         if self._machine.events:
             self._follow_events()  # first: a peer that has restarted may dial in the same batch
         if received:
-            self._deliver(received)
+            self.deliver(received)
 
     def _on_due(self, now: float) -> None:
         try:

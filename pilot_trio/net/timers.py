@@ -23,6 +23,7 @@ LOOK_AHEAD: Final = (
     0.02  # seconds; wake-ups as near as this that would find nothing due are cleared away before sleeping
 )
 _log = logging.getLogger("pilot_trio.timers")
+_NO_WAKES: Final[list[float]] = []
 _SWEEP_FROM: Final = 64  # wake-ups of cancelled timers that are not worth a sweep
 
 
@@ -41,7 +42,9 @@ class Timer:
         self._push = push  # arms a wake-up
         self._note_cancelled = note_cancelled  # told how many wake-ups are left behind
         self._deadline = inf
-        self._wakes = [inf]  # wake-ups armed for this timer, earliest last: each was armed because it was the earliest
+        self._wakes: list[float] = [
+            inf
+        ]  # wake-ups armed for this timer, earliest last: each was armed because it was the earliest
 
     @property
     def deadline(self) -> float:
@@ -67,13 +70,14 @@ class Timer:
             self._on_due = None
             self._deadline = inf
             self._note_cancelled(len(self._wakes) - 1)
+            self._wakes = _NO_WAKES  # cancelled timers are kept for a while, by streams that have ended, and are many
 
     def wake(self, now: float) -> bool:
         """Take the earliest wake-up; run what is due. False if the timer was cancelled. For `Timers` alone."""
-        self._wakes.pop()
         on_due, deadline = self._on_due, self._deadline
         if on_due is None:
             return False
+        self._wakes.pop()
         if deadline <= now:
             self._deadline = inf
             on_due(now)

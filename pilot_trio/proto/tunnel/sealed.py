@@ -131,7 +131,9 @@ class SealedPackets:
 
     def _note_life(self, peer: Peer, source: Addr, now: float, *, newest: bool, relayed: bool) -> None:
         """Bookkeeping after a packet that the session opened and that says something new about the path (§9.4)."""
-        _note_opened(peer, now)
+        peer.opened_at = now
+        peer.exchange = None
+        peer.route.misses = 0
         peer.cooldown_until = -inf
         peer.route.send_errors = 0
         if peer.probes:
@@ -236,16 +238,12 @@ def _is_settled(peer: Peer, session: Session, source: Addr, now: float) -> bool:
     )
 
 
-def _note_opened(peer: Peer, now: float) -> None:
-    peer.opened_at = now
-    peer.exchange = None
-    peer.route.misses = 0
-
-
 def _note_direct_life(peer: Peer, now: float) -> None:
     """Bookkeeping after packets on a path that is settled."""
-    _note_opened(peer, now)
+    peer.opened_at = now
+    peer.exchange = None
     route = peer.route
+    route.misses = 0
     route.last_direct_at = now
     route.first_sent_at = inf
     route.send_errors = 0
