@@ -330,7 +330,7 @@ class IPCClient(Client):
         if answer is None:
             return None
         if isinstance(answer, bytes):
-            self._reply(answer if len(answer) <= FRAME_SIZE_MAX else _too_large(answer, route))
+            self._reply(_fit(answer, route))
             if route.snapshot:
                 self._snapshot_code, self._snapshot = code, answer
             return None
@@ -392,7 +392,7 @@ class IPCClient(Client):
         if isinstance(answer, Exception):
             reply = self._failure(pending.code, pending.route, answer)
         else:
-            reply = answer if len(answer) <= FRAME_SIZE_MAX else _too_large(answer, pending.route)
+            reply = _fit(answer, pending.route)
         if reply is not None:
             left = 1 + pending.joined
             while left:
@@ -418,9 +418,7 @@ class IPCClient(Client):
             reply = await later.run()
         except Exception as exc:
             reply = self._failure(code, route, exc)
-        if reply is not None and len(reply) > FRAME_SIZE_MAX:
-            return _too_large(reply, route)
-        return reply
+        return None if reply is None else _fit(reply, route)
 
     # --- replies -----------------------------------------------------------------------------------------------------
 
@@ -470,6 +468,8 @@ class _Pending:
     joined: int = 0  # requests right behind it that are the same, and get the same answer
 
 
-def _too_large(reply: bytes, route: Route | RunRoute) -> bytes:
-    """Return what replaces a reply that is longer than a frame may be: clients take that for a broken connection."""
+def _fit(reply: bytes, route: Route | RunRoute) -> bytes:
+    """Replace a reply that is longer than a frame may be: clients take it for a broken connection."""
+    if len(reply) <= FRAME_SIZE_MAX:
+        return reply
     return encode_error(f"{route.error_prefix}reply too large: {len(reply)} bytes (limit {FRAME_SIZE_MAX})")
