@@ -19,7 +19,7 @@ Streams and datagrams:
 - `local_stream`: inside this node; `remote_stream`: to others; `overlay`: both as Trio's streams and listeners.
 - `datagrams`: what goes without a stream; `datagram_sender`: its way out; `pacing`: how floods of it are held up.
 - `carrier`: where packets go; `admission`: who may come in; `dialling`: a dial under way; `given_up`: one that nobody
-  waits for any more.
+  waits for any more; `farewells`: packets that nobody waits for.
 - `turn`: what is held back until the end of the work at hand.
 
 Tunnels:
