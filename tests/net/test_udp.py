@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from pilot_trio.net.network import DEFAULT_RECEIVE_BUFFER, DatagramSocket, Endpoint, SystemNetwork
 from pilot_trio.net.udp import (
     BUFFER_WANTED,
+    FEW,
     GREEDY_PROBE,
     RECEIVE_BATCH_MAX,
     SEGMENT_MAX,
@@ -293,6 +294,17 @@ async def test_lone_datagrams_are_read_once_and_now_and_then_twice() -> None:
             sender.send_batch([(b"x", receiver.endpoint)])
             assert await take(receiver, 1) == [b"x"]
         assert faulty.calls.count("recvmsg") == rounds + 4
+
+
+async def test_a_few_joined_datagrams_are_read_once_and_more_of_them_until_nothing_is_left() -> None:
+    with opened() as (faulty, receiver, sender):
+        if not receiver.statistics().coalescing:
+            pytest.skip("this kernel joins no datagrams")
+        for count, reads in ((FEW, 1), (FEW + 1, 2)):
+            faulty.calls.clear()
+            sender.send_batch([(b"x", receiver.endpoint)] * count)
+            assert await take(receiver, count) == [b"x"] * count
+            assert faulty.calls.count("recvmsg") == reads
 
 
 async def test_burst_is_drained_in_few_turns() -> None:
