@@ -125,7 +125,7 @@ def test_nothing_that_a_peer_sends_ends_a_node_or_shows_a_defect(
                         for _ in range(rng.randrange(12))
                     ]
                     with contextlib.suppress(PilotError):
-                        tunnel.send_packets(victim.node_id, packets)
+                        tunnel.send_packets(victim.node_id, packets, trio.current_time())
                     await trio.sleep(rng.expovariate(5))
                 nursery.cancel_scope.cancel()
             assert victim.handle.statistics().tunnel.defects == 0
