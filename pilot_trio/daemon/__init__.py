@@ -11,7 +11,8 @@ Local programs:
 
 - `ipc`, `ipc_session`, `ipc_client`, `outbound`: the IPC server; one nursery per client, a reader and a writer joined by a queue.
 - `dispatch`: what a command handler is and what it may do with its client; `commands/`: the handlers, by subject.
-- `in_flight`: the requests of a client that wait; `hang_up`: clients that left while their reader was waiting.
+- `in_flight`: the requests of a client that wait; `hang_up`: clients that left while their reader was waiting;
+  `freed_memory`: what clients leave behind.
 
 Streams and datagrams:
 

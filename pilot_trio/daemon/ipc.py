@@ -17,7 +17,8 @@ One nursery for the server, and in it one nursery per client::
     │             └─ writer ◄─────────┘  move_on_after(10) around every send_all;
     │                                    when it expires, this client's nursery is cancelled
     ├─ questions                         one task per question that is under way, for all who ask the same
-    └─ hang-up watch                     one task for all clients whose readers wait
+    ├─ hang-up watch                     one task for all clients whose readers wait
+    └─ freed memory                      one task that gives back what clients have left behind
 
 What follows from the shape, and is tested in `tests/daemon/incident`: a client that stops reading fills its own queue,
 parks its own tasks and, at 1,024 of them or 256 KiB, its own reader. Nobody else waits for any of these. Ten seconds
@@ -38,6 +39,7 @@ import trio
 
 from pilot_trio.daemon.coalescing import Coalescer
 from pilot_trio.daemon.dispatch import CommandTable
+from pilot_trio.daemon.freed_memory import FreedMemory
 from pilot_trio.daemon.hang_up import HangUpWatch
 from pilot_trio.daemon.ipc_client import Counters, IPCClient
 from pilot_trio.daemon.ipc_session import serve_client
@@ -80,6 +82,7 @@ class IPCServer:
         self._last_client_id = 0
         self._counters = Counters()
         self._hang_ups = HangUpWatch()
+        self._freed_memory = FreedMemory()
         self._questions = Coalescer()
         self._full = False  # said so in the log
 
@@ -117,6 +120,7 @@ class IPCServer:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._hang_ups.run)
+            nursery.start_soon(self._freed_memory.run)
             await nursery.start(self._questions.run)
             task_status.started()
             try:
@@ -160,6 +164,7 @@ class IPCServer:
             _log.exception("IPC client failed client=%d", client.client_id)
         finally:
             del self._clients[client.client_id]
+            self._freed_memory.note()
 
 
 def _nothing() -> None:

@@ -534,4 +534,5 @@ async def test_a_long_frame_gives_way_to_others_while_it_is_read(bench: Bench, m
     while reads:
         await trio.lowlevel.checkpoint()
         turns.append(len(reads))
-    assert all(before - after <= TURN_QUANTUM // READ_COST for before, after in itertools.pairwise(turns))
+    # Within two turns of ours, which Trio orders at will, there are at most two of the reader's.
+    assert all(before - after <= 2 * TURN_QUANTUM // READ_COST for before, after in itertools.pairwise(turns))
