@@ -85,7 +85,7 @@ class EventStream:
         peers[id(subscriber)] = subscriber
         self._publish("pubsub.subscribed", {"remote": str(remote), "topic": topic})
         try:
-            async with trio.open_nursery() as nursery, receive:
+            async with trio.open_nursery() as nursery:
                 nursery.start_soon(_write, stream, subscriber, receive, nursery.cancel_scope)
                 await self._relay(stream, decoder, subscriber)
                 nursery.cancel_scope.cancel()
@@ -153,13 +153,17 @@ async def _write(
     receive: trio.MemoryReceiveChannel[bytes],
     scope: trio.CancelScope,
 ) -> None:
-    async for frame in receive:
-        with trio.move_on_after(WRITE_TIMEOUT) as deadline:
-            await stream.send_all(frame)
-        if deadline.cancelled_caught:
-            log.info(
-                "eventstream subscriber removed", extra={"kv": {"remote": str(subscriber.remote), "reason": "stalled"}}
-            )
-            scope.cancel()
-            return
-        subscriber.queued_bytes -= len(frame)
+    said = {"remote": str(subscriber.remote)}
+    async with receive:
+        try:
+            async for frame in receive:
+                with trio.move_on_after(WRITE_TIMEOUT) as deadline:
+                    await stream.send_all(frame)
+                if deadline.cancelled_caught:
+                    log.info("eventstream subscriber removed", extra={"kv": said | {"reason": "stalled"}})
+                    scope.cancel()
+                    return
+                subscriber.queued_bytes -= len(frame)
+        except trio.BrokenResourceError as exc:
+            # It has closed. What it published before may still be on the way: reading goes on to the end.
+            log.debug("eventstream subscriber left", extra={"kv": said | {"reason": repr(exc)}})

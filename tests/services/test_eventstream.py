@@ -12,6 +12,7 @@ import trio.testing
 
 from pilot_trio.services import eventstream as service
 from pilot_trio.services.eventstream import EventStream
+from pilot_trio.services.reading import CHUNK
 from pilot_trio.wire import eventstream as wire
 
 from .streams import serving
@@ -123,6 +124,23 @@ async def test_four_hundred_events_at_once_deliver_the_first_two_hundred(
         assert await subscriber.next() == ("rl", b"again")
         assert await subscriber.silent()
     assert caplog.messages.count("pubsub publish dropped: rate limit") == 1  # not a line for each
+
+
+async def test_what_a_publisher_sent_before_it_left_is_delivered_though_events_for_it_arrive(
+    broker: EventStream,
+) -> None:
+    """A publisher subscribes to its topic by its first frame, so that events of others meet its closed connection."""
+    big = bytes(20 * CHUNK)
+    async with (
+        subscribed(broker, "t") as subscriber,
+        subscribed(broker, "p") as other,
+        subscribed(broker, "t", port=49153) as leaving,
+    ):
+        await leaving.publish("t", big)
+        await leaving.stream.aclose()
+        await other.publish("t", b"meanwhile")
+        with trio.fail_after(10):
+            assert {await subscriber.next(), await subscriber.next()} == {("t", b"meanwhile"), ("t", big)}
 
 
 async def test_the_reserved_topic_is_dropped_and_the_connection_stays(broker: EventStream, events: list[Event]) -> None:
