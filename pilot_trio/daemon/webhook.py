@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import importlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -175,6 +177,8 @@ class Webhook:
         return False
 
     async def _attempt(self, url: str, body: bytes, headers: dict[str, str]) -> int | None:
+        if self._post is _http_post:
+            await _load_client()  # before the deadline: it is no time of the endpoint's
         try:
             with trio.fail_after(REQUEST_TIMEOUT):
                 return await self._post(url, body, headers)
@@ -186,8 +190,16 @@ class Webhook:
         return None
 
 
+async def _load_client() -> None:
+    """Import the HTTP client at its first use, and off the loop: that takes up to a second.
+
+    Most daemons have no webhook, and the client would cost them several MiB.
+    """
+    if "httpx" not in sys.modules:
+        await trio.to_thread.run_sync(importlib.import_module, "httpx", abandon_on_cancel=True)
+
+
 async def _http_post(url: str, body: bytes, headers: dict[str, str]) -> int:
-    # Imported at first use: most daemons have no webhook, and the client would cost them several MiB.
     import httpx
 
     try:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -240,6 +241,35 @@ def test_urls_that_a_webhook_must_not_use_are_refused(url: str, text: str) -> No
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8080/x", "https://10.0.0.1/", "http://example.com"])
 def test_private_and_public_urls_are_allowed(url: str) -> None:
     check_url(url)
+
+
+async def test_loading_the_client_is_no_time_of_the_endpoint(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def load_slowly() -> None:
+        await trio.sleep(2 * module.REQUEST_TIMEOUT)
+
+    endpoint, bus = Endpoint(), EventBus()
+    monkeypatch.setattr(module, "_load_client", load_slowly)
+    monkeypatch.setattr(module, "_http_post", endpoint.post)
+    hook = Webhook(bus, node_id=lambda: 1, url="http://hook/")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(hook.run)
+        bus.publish("a")
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert endpoint.ids == [1]
+
+
+async def test_the_client_is_loaded_off_the_loop_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+
+    monkeypatch.delitem(sys.modules, "httpx")
+    await module._load_client()
+    loaded = sys.modules["httpx"]
+    assert loaded is not httpx
+    await module._load_client()
+    assert sys.modules["httpx"] is loaded
 
 
 async def test_the_real_client_posts_over_http() -> None:
