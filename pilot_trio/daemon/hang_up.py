@@ -14,9 +14,7 @@ from typing import Final, Protocol, final
 
 import trio
 
-HANG_UP_POLL_INTERVAL: Final = (
-    0.25  # seconds; a client that left is noticed within it, a living one costs a poll(2) each
-)
+HANG_UP_POLL_INTERVAL: Final = 0.25  # seconds; who left is noticed within it, who lives costs a poll(2) each
 
 
 class Watched(Protocol):
