@@ -275,6 +275,13 @@ class TunnelCarrier(Carrier):
             first = datagrams[0]
             self.admission.on_strange_datagram(node, first, lambda: self._deliver((first,)))
 
+    def has_open_streams(self, node: int) -> bool:
+        """Say whether a stream with a node is open at both ends, as far as is known."""
+        return any(
+            connection.state is ConnState.ESTABLISHED and connection.remote.address.node == node
+            for connection in self._connections.values()
+        )
+
     def forget_streams(self, node: int) -> None:
         """End the streams to a node whose process is a new one: it knows nothing of them, and nothing will come of them.
 

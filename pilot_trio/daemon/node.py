@@ -176,7 +176,7 @@ class Node:
         self.tunnel.on_answer = self.carrier.repeat_now
         self.tunnel.on_path = self.carrier.on_path
         self.trust.on_asked = self.carrier.admission.expect_reply
-        self.trust.on_parted = self.tunnel.forget
+        self.trust.on_parted = self._part_with
         self.beacon: Final = BeaconClient(
             network=network,
             link=self.tunnel,
@@ -308,6 +308,14 @@ class Node:
     def _admits_key_of(self, node: int) -> bool:
         """Say whether a node may have a tunnel (`spec/tunnel.md` §7.9)."""
         return not self.config.tunnel.strict_trust or self.state.public or self.trust.is_trusted(node)
+
+    def _part_with(self, node: int) -> None:
+        """Let the tunnel go to a node that is not trusted any more; open streams keep it, as they do with the reference.
+
+        The way to a private node cannot be asked for again without its trust.
+        """
+        if self.config.tunnel.strict_trust or not self.carrier.has_open_streams(node):
+            self.tunnel.forget(node)
 
     async def _dial(self, node: NodeId, port: int) -> trio.abc.Stream:
         return await open_stream(self.streams, Address(BACKBONE, node), port, "handshake")

@@ -11,7 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from pilot_trio.config import RegistryConfig
 from pilot_trio.driver import open_driver
-from pilot_trio.errors import DaemonError, IPCClosedError
+from pilot_trio.errors import DaemonError, DialError, IPCClosedError
 from pilot_trio.net.endpoint import Endpoint
 from pilot_trio.net.network import SystemNetwork
 from pilot_trio.testing import (
@@ -108,6 +108,27 @@ async def test_a_pair_finds_and_trusts_each_other(autojump_clock: MockClock) -> 
         with trio.fail_after(60):
             await alpha.driver.trust.wait(beta.node_id)
         assert await beta.driver.trust.is_trusted(alpha.node_id)
+
+
+async def test_open_streams_go_on_when_trust_is_taken_back(autojump_clock: MockClock) -> None:
+    """A private peer cannot be found again without trust: what is known of the way to it stays as long as it is used."""
+    async with open_node_pair(public=False) as (alpha, beta):
+        await alpha.driver.trust.request(beta.node_id)
+        assert len(await beta.driver.trust.pending()) == 1
+        await beta.driver.trust.approve(alpha.node_id)
+        await alpha.driver.trust.wait(beta.node_id)
+        listener = await beta.driver.listen(5000)
+        async with await alpha.driver.dial(beta.address, 5000) as stream, await listener.accept() as accepted:
+            await alpha.driver.trust.revoke(beta.node_id)
+            for _ in range(5):
+                await trio.sleep(2)
+                for one, other in ((stream, accepted), (accepted, stream)):
+                    await one.send_all(b"still here")
+                    with trio.fail_after(5):
+                        assert await other.receive_some() == b"still here"
+        await trio.sleep(60)
+        with trio.fail_after(60), pytest.raises(DialError):
+            await alpha.driver.dial(beta.address, 5000)
 
 
 async def test_a_pair_dials_and_sends_datagrams(autojump_clock: MockClock) -> None:
