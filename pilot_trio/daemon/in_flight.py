@@ -11,44 +11,45 @@ CLIENT_IN_FLIGHT_MAX: Final = 1024  # requests being worked on per client; proto
 
 @final
 class InFlight:
-    """A count. Nobody but the client's reader waits for a place, or for the end of all of them.
+    """A `CapacityLimiter` that is there once it is needed: most clients never ask for anything that has to wait.
 
-    A request is counted before its task is started: were it counted inside, the tasks would pile up outside the limit.
+    Each request is a borrower of its own, and the limit comes before its task: were it taken inside, the tasks would pile
+    up outside it.
     """
 
-    __slots__ = ("_count", "_reader")
+    __slots__ = ("_idle", "_limiter")
 
     def __init__(self) -> None:
-        self._count = 0
-        self._reader: trio.lowlevel.ParkingLot | None = None  # made when it waits for the first time; most never do
+        self._limiter: trio.CapacityLimiter | None = None
+        self._idle: trio.Event | None = None  # set when the last one is done; made by who waits for that
 
     def __len__(self) -> int:
-        return self._count
+        return 0 if self._limiter is None else self._limiter.borrowed_tokens
 
-    def add_nowait(self) -> bool:
+    def add_nowait(self, request: object) -> bool:
         """Count a request, if one more may be; say whether it was."""
-        if self._count == CLIENT_IN_FLIGHT_MAX:
+        if self._limiter is None:
+            self._limiter = trio.CapacityLimiter(CLIENT_IN_FLIGHT_MAX)
+        try:
+            self._limiter.acquire_on_behalf_of_nowait(request)
+        except trio.WouldBlock:
             return False
-        self._count += 1
         return True
 
-    async def add(self) -> None:
+    async def add(self, request: object) -> None:
         """Count a request once one more may be; for those that `add_nowait` has turned away."""
-        while not self.add_nowait():
-            await self._wait()
+        assert self._limiter is not None
+        await self._limiter.acquire_on_behalf_of(request)
 
-    def remove(self) -> None:
+    def remove(self, request: object) -> None:
         """Note that a request is done."""
-        self._count -= 1
-        if self._reader is not None:
-            self._reader.unpark_all()
+        assert self._limiter is not None
+        self._limiter.release_on_behalf_of(request)
+        if self._idle is not None and not len(self):
+            self._idle.set()
 
     async def wait_until_idle(self) -> None:
         """Wait until the last request is done; to be called when no new ones come."""
-        while self._count:
-            await self._wait()
-
-    async def _wait(self) -> None:
-        if self._reader is None:
-            self._reader = trio.lowlevel.ParkingLot()
-        await self._reader.park()
+        while len(self):
+            self._idle = trio.Event()
+            await self._idle.wait()

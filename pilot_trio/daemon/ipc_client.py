@@ -335,7 +335,7 @@ class IPCClient(Client):
                 self._snapshot_code, self._snapshot = code, answer
             return None
         pending = _Pending(code, route, answer)
-        if not isinstance(answer, Later) and self._in_flight.add_nowait():
+        if not isinstance(answer, Later) and self._in_flight.add_nowait(pending):
             self._start(pending)
             return None
         return pending
@@ -350,10 +350,10 @@ class IPCClient(Client):
             if reply is not None:
                 self._reply(reply)
             return
-        if not self._in_flight.add_nowait():
+        if not self._in_flight.add_nowait(pending):
             await self._flush()
             with self._hang_ups.watching(self):
-                await self._in_flight.add()
+                await self._in_flight.add(pending)
         self._start(pending)
 
     def _start(self, pending: _Pending) -> None:
@@ -385,7 +385,7 @@ class IPCClient(Client):
         except IPCClosedError:
             pass  # nobody is left to answer
         finally:
-            self._in_flight.remove()
+            self._in_flight.remove(pending)
 
     def _answer(self, pending: _Pending, answer: bytes | Exception) -> None:
         """Answer a request without a task. Such answers are small, and no more than may be in flight."""
@@ -400,7 +400,7 @@ class IPCClient(Client):
                 self._post_answer(reply * count)
                 left -= count
         self._joined -= pending.joined
-        self._in_flight.remove()
+        self._in_flight.remove(pending)
 
     def _post_answer(self, reply: bytes) -> None:
         """Post an answer; those that come up together leave together."""
@@ -460,7 +460,7 @@ class IPCClient(Client):
         _log.error("IPC handler crashed: %s client=%d", where, self._client_id, exc_info=exc)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False)  # each is a borrower of its own
 class _Pending:
     code: int
     route: Route | RunRoute
