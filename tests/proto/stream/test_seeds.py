@@ -12,6 +12,8 @@ import pytest
 from pilot_trio.proto.stream.budget import PEER_BURST
 from pilot_trio.proto.stream.congestion import CWND_NEAR
 from pilot_trio.proto.stream.connection import State
+from pilot_trio.proto.stream.settings import RECEIVE_SLOTS, SEGMENT
+from pilot_trio.wire.packet import SYN, Packet
 
 from .link import Link, Path
 
@@ -28,15 +30,26 @@ def path_of(chance: random.Random) -> Path:
         duplication=chance.choice([0.0, 0.0, 0.1]),
         rate=chance.choice([float("inf"), 5e6, 200_000.0]),
         queue=chance.choice([50_000, 1 << 20]),
+        largest=chance.choice([float("inf"), 8191, 1300]),
     )
+
+
+def fickle(packet: Packet, chance: random.Random) -> Packet:
+    """Let a peer of our own kind open and close its window as it likes."""
+    if packet.flags & SYN:
+        return packet
+    return packet._replace(window=min(packet.window, chance.choice([0, 1, 5, 60, RECEIVE_SLOTS, RECEIVE_SLOTS])))
 
 
 def play(seed: int) -> None:
     """Open a stream, write both ways with pauses of the reader, close from either side, and look at what is left."""
     chance = random.Random(seed)
-    link = Link(path_of(chance), seed)
-    if chance.random() < 0.5:
+    link = Link(path_of(chance), seed, segment_limit=chance.choice([SEGMENT, SEGMENT, 1380, 8192]))
+    kind = chance.random()
+    if kind < 0.5:
         link.alter = lambda packet: packet._replace(window=min(512, packet.window))
+    elif kind < 0.7:
+        link.alter = lambda packet: fickle(packet, chance)
     link.connect()
     outbound = chance.randbytes(chance.choice([0, 1, 1152, 5000, 60_000]))
     inbound = chance.randbytes(chance.choice([0, 10, 3000, 20_000]))
@@ -73,6 +86,7 @@ def play(seed: int) -> None:
     for machine in (link.a, link.b):
         budget = machine._sender._budget
         assert (budget.in_flight, budget.held_by_paths) == (0, 0), f"seed {seed}"
+        assert not budget.segment_size._probing, f"seed {seed}"
         assert machine.next_deadline() == float("inf"), f"seed {seed}"
 
 
