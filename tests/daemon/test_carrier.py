@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pilot_trio.address import Address, NetworkId, NodeId
 from pilot_trio.config import StreamLimits
-from pilot_trio.daemon.carrier import FEW
+from pilot_trio.daemon.carrier import FEW, TIME_WAIT_BATCH, TIME_WAIT_STEP
 from pilot_trio.daemon.connection import Connection
 from pilot_trio.daemon.datagram_sender import CONTACTS_MAX
 from pilot_trio.daemon.dialling import KEY_WAIT
@@ -447,6 +447,28 @@ async def test_a_handshake_is_answered_before_what_came_with_it_is_looked_at(aut
         await trio.sleep(FAREWELL_DELAY / 2)
         assert states == ["ESTABLISHED"]
         assert two.streams.rows()[0]["state"] == "TIME_WAIT"
+
+
+async def test_many_streams_that_end_together_are_forgotten_in_parts(autojump_clock: Clock) -> None:
+    limits = StreamLimits(syn_rate_limit=10_000)
+    async with joined(limits=limits) as (one, two, wire):
+        listener = two.streams.bind(5000, "server")
+        accepted: list[Connection] = []
+        listener.attach(lambda: accepted.append(listener.accept_nowait()))
+        count = TIME_WAIT_BATCH + 10
+        streams = [await one.streams.dial(two.address, 5000, owner="client") for _ in range(count)]
+        with one.carrier.turn:
+            for stream in streams:
+                stream.close()
+        await trio.sleep(2 * wire.delay + FAREWELL_DELAY + 0.001)
+        assert {row["state"] for row in one.streams.rows()} == {"TIME_WAIT"}
+        await trio.sleep(limits.time_wait - 0.01)
+        assert len(one.carrier._connections) == count
+        await trio.sleep(0.01 + TIME_WAIT_STEP / 2)
+        assert len(one.carrier._connections) == 10
+        await trio.sleep(TIME_WAIT_STEP)
+        assert not one.carrier._connections
+        assert one.tunnel.in_use == {2: False}
 
 
 async def test_closing_delivers_what_was_written_and_frees_everything(autojump_clock: Clock) -> None:
