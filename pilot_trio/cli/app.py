@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from pilot_trio.address import quote
 from pilot_trio.cli.grammar import HELP_FLAGS, take_globals
 from pilot_trio.cli.output import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, CliError, Output
 from pilot_trio.cli.session import PROGRAM, Session
@@ -120,6 +121,10 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _dispatch(words, output)
     except CliError as exc:
         output.error(exc)
+        return EXIT_FAILURE
+    except UnicodeEncodeError as exc:
+        # Words that are no UTF-8 stay what they are as file names and data; names and texts of the protocol cannot be such.
+        output.error(CliError("invalid_argument", f"{quote(exc.object)} is not UTF-8"))
         return EXIT_FAILURE
     except (KeyboardInterrupt, EOFError):
         sys.stderr.write("\n")  # after the terminal's ^C

@@ -149,7 +149,7 @@ def decode_trace(payload: bytes) -> Trace:
 
 def encode_file(file: File) -> bytes:
     """Return the payload of a whole file; the caller keeps to `NAME_MAX`."""
-    name = file.name.encode()
+    name = file.name.encode("utf-8", "surrogateescape")  # what a file system allows
     return _U16.pack(len(name)) + name + file.data
 
 

@@ -112,7 +112,7 @@ def decode_complete(body: bytes) -> Complete:
 
 def encode_init(transfer_id: bytes, init: Init) -> bytes:
     """Return an INIT payload."""
-    name = init.name.encode()
+    name = init.name.encode("utf-8", "surrogateescape")  # what a file system allows
     return encode(Kind.INIT, transfer_id, _INIT.pack(init.size, init.sha256, init.chunk_size, len(name)) + name)
 
 

@@ -550,6 +550,13 @@ def test_an_unknown_flag_is_ignored_and_people_are_told(cli: Cli) -> None:
 
 
 @pytest.mark.usefixtures("daemon")
+@pytest.mark.parametrize("words", [("find", "x\udcff"), ("set-hostname", "x\udcff"), ("handshake", "5", "x\udcff")])
+def test_a_text_that_is_not_utf8_is_refused_in_words(cli: Cli, words: tuple[str, ...]) -> None:
+    found = cli("--json", *words).error
+    assert (found["code"], found["message"]) == ("invalid_argument", '"x\\xff" is not UTF-8')
+
+
+@pytest.mark.usefixtures("daemon")
 def test_words_too_many_are_ignored_and_people_are_told(cli: Cli) -> None:
     assert cli("--json", "register", ":0").data["node_id"] == NODE
     assert cli("register", ":0").err == 'warning: register does not need ":0"; ignored\n'

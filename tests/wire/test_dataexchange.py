@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -64,6 +65,13 @@ def test_inits_survive_the_wire(size: int, digest: bytes, name: str) -> None:
     message = filestream.decode(filestream.encode_init(b"i" * 16, init))
     assert (message.kind, message.transfer_id) == (filestream.Kind.INIT, b"i" * 16)
     assert filestream.decode_init(message.body) == init
+
+
+def test_the_name_of_a_file_need_not_be_text() -> None:
+    name = os.fsdecode(b"\xff\xfe.bin")
+    init = filestream.Init(1, bytes(32), 49_152, name)
+    assert filestream.encode_init(b"i" * 16, init).endswith(b"\xff\xfe.bin")
+    assert dataexchange.encode_file(dataexchange.File(name, b"x")) == b"\0\x06\xff\xfe.binx"
 
 
 @given(st.lists(st.tuples(st.text(max_size=20), st.binary(max_size=30))), st.lists(st.integers(1, 9)))
