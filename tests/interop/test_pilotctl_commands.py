@@ -124,8 +124,16 @@ async def home_with_rendezvous(make: MakeHome) -> AsyncGenerator[GoHome, None]:
 
 async def looks(ctl: Ctl) -> dict[str, Any]:
     """Run every command on a fresh public node called alpha."""
-    own = "0:0000.0000.0001"
-    return {command: look(command, await ctl(*command.format(self=own).split())) for command in COMMANDS}
+    return {command: await look_again(command, ctl) for command in COMMANDS}
+
+
+async def look_again(command: str, ctl: Ctl) -> dict[str, Any]:
+    """Run a command, and again if it was out of time: they have five seconds, and a busy machine may take those."""
+    for _ in range(3):
+        seen = look(command, await ctl(*command.format(self="0:0000.0000.0001").split()))
+        if seen.get("code") != "timeout":
+            break
+    return seen
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
