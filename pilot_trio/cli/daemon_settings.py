@@ -28,6 +28,10 @@ from pilot_trio.wire.dataexchange import frame_max
 
 _KNOWN_OTHERS: Final = frozenset({"consent"})  # keys of config.json that are not settings of the daemon
 _TRANSPORTS: Final = ("udp", "compat", "auto")
+# Of these, nought means the default, as it does to the reference, and to `config --set`, which lets it pass.
+_ABOVE_ZERO: Final = frozenset(
+    {"keepalive", "idle-timeout", "time-wait", "syn-rate-limit", "max-conns-per-port", "max-conns-total"}
+)
 _NETWORK_ID_DIGITS: Final = 5  # of 65535
 
 
@@ -78,6 +82,10 @@ def resolve(given: Mapping[str, Value], environ: Mapping[str, str], home: Path) 
         candidates.insert(1 if flag.env_beats_config else 2, ("env", _from_environment(flag, environ, notes)))
         candidates.append(("default", flag.default))
         sources[flag.name], values[flag.name] = next((s, v) for s, v in candidates if v is not None)
+        if flag.name in _ABOVE_ZERO and float(values[flag.name]) <= 0:
+            kv: dict[str, object] = {"setting": flag.name, "value": values[flag.name], "using": flag.default}
+            notes.append(Note("setting is not above zero, using the default", kv))
+            sources[flag.name], values[flag.name] = "default", flag.default
     for name in ("registry", "beacon"):
         if sources[name] == "env":
             text = f"{BY_NAME[name].env} env var overrides compiled default; {name} address is {values[name]}"

@@ -188,7 +188,7 @@ def test_a_second_daemon_on_the_socket_refuses_to_start(home: Path, start: Start
         ((), "{", "load config: "),
         ((), {"keepalive": 5}, "keepalive is 5"),
         (("-config", "/nonexistent/x"), None, "load config: open /nonexistent/x: no such file or directory"),
-        (("-keepalive", "0s"), None, "daemon start: "),
+        (("-registry-trust", "x"), None, "daemon start: "),
     ],
 )
 def test_what_prevents_the_start_is_the_last_line_of_the_log(

@@ -223,6 +223,19 @@ def test_a_value_that_cannot_work_is_refused_by_its_flag(home: Path, words: str,
     assert str(caught.value) == error
 
 
+@pytest.mark.parametrize("value", ["0", "-3"])
+def test_a_limit_of_nought_is_the_default_and_told_of(home: Path, value: str) -> None:
+    """`config --set` lets nought pass, and to the reference it means the default."""
+    words = f"-syn-rate-limit {value} -max-conns-per-port {value} -max-conns-total {value} -keepalive {value}s"
+    found = settings(home, words, {"idle_timeout": f"{value}s", "time_wait": f"{value}s"})
+    config, plain = to_config(found, home)[0], config_of(home, config={})
+    assert (config.streams, config.keepalive) == (plain.streams, plain.keepalive)
+    told = {note.kv["setting"] for note in found.notes}
+    assert told == {
+        "syn-rate-limit", "max-conns-per-port", "max-conns-total", "keepalive", "idle-timeout", "time-wait",
+    }  # fmt: skip
+
+
 def test_bad_network_ids_are_skipped_and_told_of(home: Path) -> None:
     config, notes = to_config(settings(home, "-networks 1,x,65536,7,99999999999,-1"), home)
     assert config.networks == (1, 7)
