@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import trio
 
-from pilot_trio.cli.shutdown import SHUTDOWN_MAX, Watchdog, cancel_on_signal, stop_signals
+from pilot_trio.cli.shutdown import Watchdog, cancel_on_signal, stop_signals
 
 PATIENCE = 40  # seconds that a busy machine may take for what takes two; what hangs does so for longer
+ATTEMPTS = 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -73,10 +75,9 @@ trio.run(main)
 """
 
 
-@pytest.mark.real_time
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_process_ends_soon_with_zero_whatever_hangs(number: signal.Signals) -> None:
-    with contextlib.ExitStack() as stack:  # all at once: they do little but wait
+def end_whatever_hangs(number: signal.Signals) -> float:
+    """Stop a process for each way to hang, all at once; return the seconds until the last one has ended, with zero."""
+    with contextlib.ExitStack() as stack:  # they do little but wait
         running: dict[str, subprocess.Popen[bytes]] = {}
         for what, code in HANGS.items():
             command = [sys.executable, "-c", PROGRAM.format(what=code)]
@@ -85,11 +86,16 @@ def test_the_process_ends_soon_with_zero_whatever_hangs(number: signal.Signals) 
         for process in running.values():
             assert process.stdout is not None
             assert os.read(process.stdout.fileno(), 2) == b"up"
+        began = time.monotonic()
         for process in running.values():
             process.send_signal(number)
         ended = {what: process.wait(PATIENCE) for what, process in running.items()}
         assert ended == dict.fromkeys(HANGS, 0)
+        return time.monotonic() - began
 
 
-def test_of_the_two_seconds_the_watchdog_leaves_some_for_the_end_itself() -> None:
-    assert SHUTDOWN_MAX <= 2.0 - 0.4
+@pytest.mark.real_time
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_process_ends_in_two_seconds_with_zero_whatever_hangs(number: signal.Signals) -> None:
+    # One of a few attempts has to: the others may have met with a machine that was busy with something else.
+    assert any(end_whatever_hangs(number) < 2.0 for _ in range(ATTEMPTS))

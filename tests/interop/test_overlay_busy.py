@@ -31,10 +31,10 @@ HANG_UPS_MAX = 3
 NO_TURN = 5.0  # seconds; either daemon hangs up on a client that does not read for ten
 SIZES = {1: 8 * MIB, 8: 2 * MIB}  # {connections: bytes on each}
 LOOK = 0.1  # seconds between two looks
-# Looks without a byte after which a stream has stopped: twenty seconds, and more where the processors are so busy that one
-# of the daemons, or this test, does not get its turn. Between two looks both daemons have answered. What has stopped does so
-# for good; next to twenty other programs round trips take a second, and a repetition that is lost too is missed for five.
-SILENCE = 200
+# Looks without a byte after which a stream has stopped: ten seconds, and more where the processors are so busy that one of
+# the daemons, or this test, does not get its turn. Between two looks both daemons have answered. What has stopped does so
+# for good; the bench asks for five seconds, on a machine that does nothing else than it says.
+SILENCE = 100
 PAIRS: list[tuple[Kind, Kind]] = [("ours", "ours"), ("ours", "go"), ("go", "ours")]
 
 
