@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Final, Protocol
@@ -21,6 +22,8 @@ from pilot_trio.wire.packet import RST, STREAM, Packet
 
 TRUST_CHECKS_MAX: Final = 64  # registry questions about SYNs at once; more SYNs are dropped, their senders try again
 TRUST_CHECK_TIMEOUT: Final = 8.0  # seconds for one of them; the dialler repeats its SYN meanwhile
+
+_log = logging.getLogger("pilot_trio.streams")
 
 
 class TrustGate(Protocol):
@@ -120,8 +123,12 @@ class Admission:
         finally:
             self._checking.discard((node, port))
         if trusted:
-            with self._turn:
-                proceed()
+            try:
+                with self._turn:
+                    proceed()
+            except Exception:
+                # The border of one stranger: this task is the node's, and what the packet brings to light must not end it.
+                _log.exception("packet of a stranger dropped", extra={"kv": {"peer_node_id": node}})
         else:
             data = {"dst_port": packet.destination_port, "reason": "untrusted", "src_addr": str(packet.source)}
             self._events.publish(topic, data)

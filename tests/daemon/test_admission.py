@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any, cast
 
 import attrs
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -126,3 +127,20 @@ async def test_a_registry_that_does_not_answer_within_eight_seconds_vouches_for_
         private.knock(10)
         await trio.testing.wait_all_tasks_blocked()
         assert private.accepted == [10]
+
+
+async def test_a_defect_in_what_a_stranger_sends_costs_the_stranger_and_never_the_node(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with door() as private:
+
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        private.answers.set()
+        private.admission.on_strange_datagram(10, syn(10), fail)
+        await trio.testing.wait_all_tasks_blocked()
+        private.knock(11)
+        await trio.testing.wait_all_tasks_blocked()
+        assert private.accepted == [11]
+    assert "packet of a stranger dropped" in caplog.messages
