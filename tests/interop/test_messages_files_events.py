@@ -31,6 +31,7 @@ PAIRS: Final = [(ctl, daemon) for daemon in ("go", "ours") for ctl in ("pilotctl
 # What decides it is whether a tunnel to oneself happens to be listed.
 VOLATILE: Final = {"first_contact"}
 MUCH_TIMEOUT: Final = 40.0  # seconds for 64 MiB, which take one or two
+ATTEMPTS: Final = 5  # at times that add up to a hundredth of a millisecond
 
 
 def comparable(result: CtlResult) -> dict[str, Any]:
@@ -140,13 +141,17 @@ async def test_several_messages_share_a_stream_on_request(setup: Setup) -> None:
 
 
 async def test_a_timed_message_says_where_the_time_went(setup: Setup) -> None:
-    traced = await setup.data("send-message 1 --data hi --trace")
-    assert traced["inner_ack"] == "ACK TEXT 2 bytes"
-    assert json.loads(traced["ack"]).keys() == {
-        "received_at_ns", "inbox_written_at_ns", "ack_sent_at_ns", "sent_at_ns", "inner_ack"
-    }  # fmt: skip
-    parts = traced["to_receiver_ms"] + traced["receiver_process_ms"] + traced["return_trip_ms"]
-    assert parts == pytest.approx(traced["total_ms"], abs=0.01)
+    for _ in range(ATTEMPTS):
+        traced = await setup.data("send-message 1 --data hi --trace")
+        assert traced["inner_ack"] == "ACK TEXT 2 bytes"
+        assert json.loads(traced["ack"]).keys() == {
+            "received_at_ns", "inbox_written_at_ns", "ack_sent_at_ns", "sent_at_ns", "inner_ack"
+        }  # fmt: skip
+        parts = traced["to_receiver_ms"] + traced["receiver_process_ms"] + traced["return_trip_ms"]
+        if parts == pytest.approx(traced["total_ms"], abs=0.01):
+            break  # else it lost its turn between two looks at the clock, as pilotctl does now and then
+    else:
+        pytest.fail(f"the parts never add up: {traced}")
     assert {row["label"] for row in traced["trace"]} == {
         "connectDriver", "parseAddrOrHostname", "maybeAutoHandshake", "dial+send", "dataexchange.Dial"
     }  # fmt: skip
