@@ -460,13 +460,20 @@ async def test_the_store_of_a_killed_process_can_be_opened_at_once(path: Path) -
 
 async def test_closing_does_not_wait_for_a_disk_that_hangs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = trio.Event()
+    finished = trio.Event()
     token = trio.lowlevel.current_trio_token()
+    finish = Database.finish
 
-    def hang(self: Database, number: int, changes: list[Change]) -> None:
+    def hanging_write(self: Database, number: int, changes: list[Change]) -> None:
         trio.from_thread.run(release.wait, trio_token=token)
 
-    monkeypatch.setattr(Database, "write", hang)
-    monkeypatch.setattr(Database, "finish", hang)
+    def hanging_finish(self: Database, number: int, changes: list[Change]) -> None:
+        trio.from_thread.run(release.wait, trio_token=token)
+        finish(self, number, changes)
+        trio.from_thread.run_sync(finished.set, trio_token=token)
+
+    monkeypatch.setattr(Database, "write", hanging_write)
+    monkeypatch.setattr(Database, "finish", hanging_finish)
     assert store_module.CLOSE_TIMEOUT == 1.0
     monkeypatch.setattr(store_module, "CLOSE_TIMEOUT", 0.05)
     late = threading.Timer(20, lambda: trio.from_thread.run_sync(release.set, trio_token=token))
@@ -478,4 +485,4 @@ async def test_closing_does_not_wait_for_a_disk_that_hangs(path: Path, monkeypat
     assert not release.is_set()
     late.cancel()
     release.set()
-    await trio.testing.wait_all_tasks_blocked(0.05)
+    await finished.wait()  # the file is closed
